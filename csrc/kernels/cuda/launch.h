@@ -1,0 +1,32 @@
+// The CUDA kernels as the ops see them: one launcher a stage. A launcher checks nothing, allocates nothing and does not
+// sync; it queues its kernels on the stream and returns the launch's error code.
+//
+// *_workspace: bytes of scratch that the launcher needs, from the allocator of the op, 256-byte aligned, contents undefined.
+// It belongs to that call alone, so that calls on several streams run side by side.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "../params.h"
+
+namespace entmask::cuda {
+
+size_t entropy_pool_workspace(const EntropyPoolParams& p);
+cudaError_t entropy_pool(const EntropyPoolParams& p, void* workspace, cudaStream_t stream);
+cudaError_t entropy_map(const EntropyMapParams& p, cudaStream_t stream);
+cudaError_t entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream);
+
+size_t select_workspace(const SelectParams& p);
+cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream);
+
+cudaError_t apply_mask(const ApplyParams& p, cudaStream_t stream);
+
+size_t loss_forward_workspace(const LossParams& p);
+cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);
+cudaError_t loss_backward(const LossBackwardParams& p, cudaStream_t stream);
+
+cudaError_t shuffle_patches(const ShuffleParams& p, cudaStream_t stream);
+
+}  // namespace entmask::cuda

@@ -1,0 +1,77 @@
+// All that differs between a GPU (nvcc) and the CPU harness of tests/simt (a plain C++ compiler with -DENTMASK_SIMT, one
+// fiber per CUDA thread). The kernels include this file in place of the CUDA headers and are otherwise the same source.
+//
+// The harness's simt.h gives: the keywords (__global__, __device__, __host__, __shared__, __forceinline__,
+// __launch_bounds__), threadIdx, blockIdx, blockDim, gridDim, dim3, __syncthreads, __syncwarp, __shfl_sync,
+// __shfl_xor_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd on unsigned, __threadfence, __popc,
+// the CUDA vector types, cudaError_t and cudaStream_t, __half and __nv_bfloat16 with their conversions,
+// DYNAMIC_SHARED, and in namespace simt: launch(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t
+// and multiprocessors() -> int.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef ENTMASK_SIMT
+
+#include "simt.h"
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// Declares `T* name`: the block's dynamic shared memory, once a kernel.
+#define DYNAMIC_SHARED(T, name)                                      \
+  extern __shared__ __align__(16) unsigned char dynamic_shared_raw[]; \
+  T* const name = reinterpret_cast<T*>(dynamic_shared_raw)
+
+#endif
+
+namespace entmask::cuda {
+
+// Queues kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and returns the launch's error code.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   const Arguments&... arguments) {
+#ifdef ENTMASK_SIMT
+  return simt::launch(kernel, grid, block, shared_bytes, stream, arguments...);
+#else
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+#endif
+}
+
+// Multiprocessors of the current device: grids of looping kernels are made a multiple of it.
+inline cudaError_t multiprocessors(int* count) {
+#ifdef ENTMASK_SIMT
+  *count = simt::multiprocessors();
+  return cudaSuccess;
+#else
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+#endif
+}
+
+// The high 64 bits of a * b.
+__host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH__
+  return __umul64hi(a, b);
+#else
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
+#endif
+}
+
+// a / b good to 2 ulp for b in [1, 2^126].
+__device__ __forceinline__ float divide(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+__device__ __forceinline__ double divide(double a, double b) { return a / b; }
+
+}  // namespace entmask::cuda
