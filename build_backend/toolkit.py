@@ -52,7 +52,7 @@ def _candidates(torch: TorchEnv) -> Iterator[Path]:
     on_path = shutil.which("nvcc")
     if on_path:
         yield Path(on_path)
-    # PyPI: nvidia-cuda-nvcc, beside torch in site-packages/nvidia/cu13 (cuda_nvcc in older packages)
+    # PyPI: nvidia-cuda-nvcc, beside torch in site-packages/nvidia/cu13
     yield from sorted((torch.root.parent / "nvidia").glob("cu*/bin/nvcc"))
 
 
@@ -68,6 +68,8 @@ def describe(nvcc: Path) -> Toolkit | None:
         return None
     facts = dict(re.findall(r"^#\$ (\w+)= *(.*)$", _run(nvcc, "--dryrun", "-x", "cu", "/dev/null"), re.MULTILINE))
 
+    top = Path(os.path.realpath(facts.get("TOP", nvcc.parent.parent)))
+
     def folders(option: str, *names: str) -> tuple[Path, ...]:
         words = [word for name in names for word in shlex.split(facts.get(name, ""))]
         found = [Path(os.path.realpath(word[len(option) :])) for word in words if word.startswith(option)]
@@ -77,7 +79,8 @@ def describe(nvcc: Path) -> Toolkit | None:
         nvcc,
         release[1],
         folders("-I", "INCLUDES"),
-        folders("-L", "LIBRARIES"),
+        # the PyPI packages keep in lib what nvcc expects in lib64
+        (*folders("-L", "LIBRARIES"), *(folder for folder in (top / "lib", top / "lib64") if folder.is_dir())),
         tuple(sorted(int(arch) for arch in re.findall(r"compute_(\d+)\b", _run(nvcc, "--list-gpu-arch")))),
     )
 
@@ -154,4 +157,4 @@ def _matching_toolkit(torch: TorchEnv) -> tuple[Toolkit | None, str]:
     need = f"torch {torch.version} has CUDA {torch.cuda} and needs an nvcc {major}.x"
     if others:
         return None, f"{need}, found only {', '.join(others)}"
-    return None, f"{need}, none found in CUDA_HOME, on PATH or from PyPI (pip install 'nvidia-cuda-nvcc=={major}.*')"
+    return None, f"{need}, none found in CUDA_HOME, on PATH or from PyPI (pip install 'cuda-toolkit[nvcc,cccl]=={torch.cuda}.*')"
