@@ -1,0 +1,1 @@
+"""Semi-supervised training with entropy-masked consistency: ``python -m train --help``."""

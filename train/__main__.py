@@ -1,0 +1,45 @@
+"""python -m train fit | evaluate | predict | convert | phantom | methods | report"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import tyro
+
+COMMANDS = {
+    "fit": ("train.loop", "train a network; the same command continues a broken run"),
+    "evaluate": ("train.evaluate", "judge the best and the last checkpoint of a run"),
+    "predict": ("train.predict", "label a NIfTI volume with a checkpoint"),
+    "convert": ("train.convert", "turn ACDC as published into the h5 layout"),
+    "phantom": ("train.phantom", "write the embedded phantom data set"),
+    "methods": ("train.methods", "list the methods with their formulas"),
+    "report": ("train.report", "compare runs: table and figure"),
+}
+USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"unknown command {name!r}\n{USAGE}", file=sys.stderr)
+        return 2
+    module = import_module(COMMANDS[name][0])
+    config = tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        module.main(config)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
