@@ -1,8 +1,8 @@
 """build_ext that compiles csrc with ninja: torch-facing files, CPU kernels once an instruction set, CUDA kernels.
 
-torch's own BuildExtension has one set of flags for all C++ files and edits the architecture flags, so the ninja file is
-written here. Objects live in build/<torch>-<python>-<cuda or cpu> and no command names a temporary folder: a second build
-compiles what changed.
+torch's own BuildExtension has one set of flags for all C++ files and edits the architecture flags, so the ninja file
+is written here. Objects live in build/<torch>-<python>-<cuda or cpu> and no command names a temporary folder: a second
+build compiles what changed.
 """
 
 import json
@@ -62,11 +62,10 @@ class NinjaBuild(build_ext):
             raise SetupError(f"entmask_ext builds on Linux only, this is {sys.platform}")
         torch = torch_env.require()
         decision = toolkit.decide(torch)
-        line = f"entmask_ext: {'CUDA ' + ' '.join(decision.archs) if decision.toolkit else 'CPU'} build: {decision.reason}"
-        print(line, flush=True)
+        kind = " ".join(("CUDA", *decision.archs)) if decision.toolkit else "CPU"
+        print(f"entmask_ext: {kind} build: {decision.reason}", flush=True)
 
-        flavour = "cuda" if decision.toolkit else "cpu"
-        folder = ROOT / "build" / f"{torch.version}-{sys.implementation.cache_tag}-{flavour}"
+        folder = build_folder(torch, decision)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(torch, decision))
         self._ninja(folder)
@@ -104,7 +103,12 @@ class NinjaBuild(build_ext):
             raise SetupError("ninja is missing, and build isolation is off: pip install ninja")
         jobs = os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
         if subprocess.run([command, "-C", str(folder), "-j", str(jobs)]).returncode:
-            raise CompileError(f"compiling csrc failed, see ninja's output above; the commands are in {folder}/build.ninja")
+            raise CompileError(f"compiling csrc failed, see ninja's output above; commands: {folder}/build.ninja")
+
+
+def build_folder(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> Path:
+    flavour = "cuda" if decision.toolkit else "cpu"
+    return ROOT / "build" / f"{torch.version}-{sys.implementation.cache_tag}-{flavour}"
 
 
 def info_file(library: Path) -> Path:
@@ -115,7 +119,7 @@ def info_file(library: Path) -> Path:
 def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
     cxx = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
     kit = decision.toolkit
-    isolated = ["-isystem", sysconfig.get_paths()["include"]]
+    python = ["-isystem", sysconfig.get_paths()["include"]]
     system = [word for path in (*torch.include_dirs, *(kit.include_dirs if kit else ())) for word in ("-isystem", path)]
     cuda = ["-DENTMASK_CUDA"] if kit else []
     built_for = [
@@ -134,9 +138,10 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
     ]
     if kit:
         host = ["-ccbin", cxx[0]] if os.environ.get("CXX") else []
+        nvcc = [kit.nvcc, *host, *NVCC_FLAGS, *toolkit.gencode(decision.archs)]
         lines += [
             "rule nvcc",
-            f"  command = {quote([kit.nvcc, *host, *NVCC_FLAGS, *toolkit.gencode(decision.archs)])} -MD -MF $out.d -c $in -o $out",
+            f"  command = {quote(nvcc)} -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = nvcc $out",
@@ -150,7 +155,7 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
             lines.append(f"  flags = {quote(flags)}")
         objects.append(name)
 
-    compile(CSRC / "module.cpp", flags=[*TORCH_FLAGS, *cuda, *built_for, *system, *isolated])
+    compile(CSRC / "module.cpp", flags=[*TORCH_FLAGS, *cuda, *built_for, *system, *python])
     for source in sorted((CSRC / "ops").glob("*.cpp")):
         compile(source, flags=[*TORCH_FLAGS, *cuda, *system])
     for source in sorted((CSRC / "kernels/cpu").glob("*.cpp")):
@@ -164,7 +169,7 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
         for source in sorted((CSRC / "kernels/cuda").glob("*.cu")):
             compile(source, rule="nvcc")
 
-    # torch is imported before _C, so its libraries are found by their names: no rpath, which would tie _C to one folder.
+    # torch is imported before _C, so its libraries are found by name: no rpath, which would tie _C to one folder.
     libraries = [f"-L{torch.library_dir}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]
     if kit:
         libraries += ["-ltorch_cuda", "-lc10_cuda", kit.cudart]

@@ -1,14 +1,14 @@
 """PEP 517/660 hooks: setuptools', plus the rule by which a build finds torch.
 
-A build in isolation gets only what it asks for here. Asking for torch would fetch a second one, perhaps of another version,
-and the extension would not load into the first. So torch is asked for only where the environment has none; else the build
-looks through the isolation (see torch_env.py).
+A build in isolation gets only what it asks for here. Asking for torch would fetch a second one, perhaps of another
+version, and the extension would not load into the first. So torch is asked for only where the environment has none;
+else the build looks through the isolation (see torch_env.py).
 """
 
 from typing import Any
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  re-exported: the frontend calls these
+from setuptools.build_meta import (
     build_editable,
     build_sdist,
     build_wheel,

@@ -90,7 +90,7 @@ def _dotted(arch: int) -> str:
 
 
 def default_archs(torch_flags: Iterable[str], nvcc_archs: Iterable[int]) -> tuple[str, ...]:
-    """What torch was compiled for and nvcc can compile for, from 7.5 up, and PTX of the newest for GPUs still to come."""
+    """What torch was compiled for and nvcc compiles for, from 7.5 up, and PTX of the newest for GPUs still to come."""
     wanted = {int(flag) for flag in re.findall(r"(?:sm|compute)_(\d+)", " ".join(torch_flags))}
     both = sorted(arch for arch in wanted & set(nvcc_archs) if arch >= OLDEST_ARCH)
     if not both:
@@ -157,4 +157,5 @@ def _matching_toolkit(torch: TorchEnv) -> tuple[Toolkit | None, str]:
     need = f"torch {torch.version} has CUDA {torch.cuda} and needs an nvcc {major}.x"
     if others:
         return None, f"{need}, found only {', '.join(others)}"
-    return None, f"{need}, none found in CUDA_HOME, on PATH or from PyPI (pip install 'cuda-toolkit[nvcc,cccl]=={torch.cuda}.*')"
+    pypi = f"pip install 'cuda-toolkit[nvcc,cccl]=={torch.cuda}.*'"
+    return None, f"{need}, none found in CUDA_HOME, on PATH or from PyPI ({pypi})"

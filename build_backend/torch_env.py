@@ -1,7 +1,8 @@
 """The torch that a build is for: where it is, its version, its CUDA version and architectures.
 
-torch is asked in a process of its own, so that neither its import nor its libraries touch the build. pip's build isolation
-works through PYTHONPATH; without that variable the same interpreter sees the environment that the package is installed into.
+torch is asked in a process of its own, so that neither its import nor its libraries touch the build. pip's build
+isolation works through PYTHONPATH; without that variable the same interpreter sees the environment that the package is
+installed into.
 """
 
 import importlib.util
@@ -45,7 +46,7 @@ class TorchEnv:
 
     @property
     def openmp(self) -> Path | None:
-        """The OpenMP runtime that torch brings: with a second one, torch.set_num_threads would not reach the kernels."""
+        """The OpenMP runtime that torch brings: with another, torch.set_num_threads would not reach the kernels."""
         return next(iter(sorted(self.library_dir.glob("libgomp*.so*"))), None)
 
 
@@ -73,7 +74,8 @@ def require() -> TorchEnv:
     torch = find()
     if torch is None:
         raise SetupError(
-            f"no torch for {sys.executable}. With build isolation off, install torch>={OLDEST}, setuptools and ninja first."
+            f"no torch for {sys.executable}: with build isolation off, "
+            f"install torch>={OLDEST}, numpy, setuptools and ninja first"
         )
     number = re.match(r"(\d+)\.(\d+)", torch.version)
     if number is None or tuple(map(int, number.groups())) < tuple(map(int, OLDEST.split("."))):

@@ -1,7 +1,7 @@
 """Whether the extension was built for the torch and the Python that run, found out before it is loaded.
 
-Loaded into another torch it would die of an undefined symbol, or of a struct that has changed its layout. The build leaves
-a note of what it was for beside the library; nothing here loads the library.
+Loaded into another torch it would die of an undefined symbol, or of a struct that has changed its layout. The build
+leaves a note of what it was for beside the library; nothing here loads the library.
 """
 
 import json

@@ -1,0 +1,59 @@
+# make train and make test set up .venv by themselves, on a machine with or without a GPU; both are safe to repeat.
+# To use another interpreter or environment: make test PYTHON=python3.12 VENV=/path/to/venv
+# To build for a torch of your choice, install it into .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+bin := $(VENV)/bin
+ready := $(VENV)/.entmask-installed
+sources := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: setup train test gpu simt bench lint format clean
+
+setup: $(ready)
+
+$(bin)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: a build finds the torch of the environment, so none is fetched for the build alone.
+$(ready): $(bin)/python $(sources)
+	$(bin)/python -c "import torch" 2>/dev/null || $(bin)/python -m pip install torch
+	$(bin)/python -m pip install -e '.[train,dev]'
+	$(bin)/python -m entmask_ext
+	touch $@
+
+train: setup
+	$(bin)/python -m train fit $(ARGS)
+
+test: setup
+	$(bin)/python -m pytest $(ARGS)
+
+# The tests that need a CUDA device.
+gpu: setup
+	$(bin)/python -m pytest -m gpu $(ARGS)
+
+# The long runs of the CUDA kernels' source on the CPU: sanitizers and mutations.
+simt: setup
+	$(bin)/python -m pytest tests/simt -m long $(ARGS)
+
+bench: setup
+	$(bin)/python -m benchmarks $(ARGS)
+
+c_sources = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run -Werror $(c_sources)
+
+format: setup
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(c_sources)
+
+# Leaves .venv; the next make builds again.
+clean:
+	rm -rf build dist *.egg-info entmask_ext/_C.*.so entmask_ext/_C.*.json $(ready)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
