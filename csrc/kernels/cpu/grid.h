@@ -1,0 +1,68 @@
+// How the pixels of an image are cut into work: strips and items.
+//
+// A strip is one row of patches of one image (2-D: patch[1] rows of pixels; 3-D: patch[0] * patch[1]). A strip of many pixels
+// is split by rows into several items, by shape alone.
+#pragma once
+
+#include "../params.h"
+#include "simd.h"
+
+namespace entmask::cpu::ENTMASK_ISA {
+
+constexpr int64_t kChunk = 1024;          // pixels of a row handled at a time: line buffers stay in L1
+constexpr int64_t kItemPixels = 1 << 15;  // a strip of more pixels is several items
+
+ENTMASK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Pixels of a patch along an axis: fewer where the image's edge cuts it.
+ENTMASK_INLINE int64_t extent(const Grid& g, int axis, int64_t patch) {
+  const int64_t left = g.size[axis] - patch * g.patch[axis];
+  return left < g.patch[axis] ? left : g.patch[axis];
+}
+
+ENTMASK_INLINE int64_t strip_splits(const Grid& g) {
+  const int64_t rows = g.patch[0] * g.patch[1];
+  const int64_t splits = ceil_div(rows * g.size[2], kItemPixels);
+  const int64_t at_least_one = splits > 1 ? splits : 1;
+  return at_least_one < rows ? at_least_one : rows;
+}
+
+ENTMASK_INLINE int64_t strip_items(const Grid& g, int64_t batch) {
+  return batch * g.count[0] * g.count[1] * strip_splits(g);
+}
+
+// Rows [first, last) of a strip; row r is at depth z(r), height y(r).
+struct Item {
+  int64_t strip, n, gz, gy, first, last;
+  int64_t z0, y0, rows_y;
+
+  ENTMASK_INLINE Item(const Grid& g, int64_t splits, int64_t item) {
+    const int64_t split = item % splits;
+    strip = item / splits;
+    gy = strip % g.count[1];
+    gz = strip / g.count[1] % g.count[0];
+    n = strip / g.count[1] / g.count[0];
+    rows_y = extent(g, 1, gy);
+    const int64_t rows = extent(g, 0, gz) * rows_y;
+    first = rows * split / splits;
+    last = rows * (split + 1) / splits;
+    z0 = gz * g.patch[0];
+    y0 = gy * g.patch[1];
+  }
+  ENTMASK_INLINE int64_t z(int64_t r) const { return z0 + r / rows_y; }
+  ENTMASK_INLINE int64_t y(int64_t r) const { return y0 + r % rows_y; }
+};
+
+// For each of n pixels of a row from column x on: value(j) of the patch column j that it lies in.
+template <class E, class F>
+ENTMASK_INLINE void spread_patches(const Grid& g, int64_t x, int64_t n, E* out, F&& value) {
+  const int64_t width = g.patch[2];
+  int64_t i = 0;
+  for (int64_t j = x / width; i < n; ++j) {
+    const int64_t end = (j + 1) * width - x < n ? (j + 1) * width - x : n;
+    const E v = value(j);
+    for (; i < end; ++i) out[i] = v;
+  }
+}
+
+}  // namespace entmask::cpu::ENTMASK_ISA

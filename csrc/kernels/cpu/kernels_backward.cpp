@@ -1,0 +1,101 @@
+// Gradient of the entropy, per pixel or pooled, with respect to the logits. The softmax is computed again.
+//
+//   p_j = e_j / u, e_j = exp(x_j - m), u = sum_j e_j, H = ln u - s / u, s = sum_j e_j (x_j - m)
+//   dH/dx_j = -p_j (ln p_j + H) = p_j (s / u - (x_j - m))
+//
+// The logarithms cancel in the formula, so that they are never computed and the gradient of a tiny entropy stays accurate.
+#include "entropy.h"
+#include "grid.h"
+#include "tables.h"
+
+namespace entmask::cpu::ENTMASK_ISA {
+namespace {
+
+// grad[i] = the gradient that came for pixel i, in nats.
+template <class A, int K>
+void backward_row(const A& x, const A& out, int64_t classes, const typename A::T* grad) {
+  using T = typename A::T;
+  for (int64_t i = 0; i < x.n; i += kWidth<T>) {
+    const int64_t at = vector_start<A>(i, x.n);
+    const Vec<T> g = load(grad + at);
+    if constexpr (K > 0) {
+      Vec<T> d[K], e[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) d[k] = x.load_class(k, at);
+      Vec<T> top = d[0];
+#pragma GCC unroll 8
+      for (int k = 1; k < K; ++k) top = max(d[k], top);
+      Vec<T> u = Vec<T>{}, s = Vec<T>{};
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        d[k] = clamp_exponent<T>(d[k] - top);
+        e[k] = exp_nonpositive<T>(d[k]);
+        u += e[k];
+        s += e[k] * d[k];
+      }
+      const Vec<T> inverse = T(1) / u, mean = s * inverse, scale = (g + (top - top)) * inverse;
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) out.store_class(k, at, scale * e[k] * (mean - d[k]));
+    } else {
+      const Softmax<T> p = softmax<false, 0>(x, classes, at);
+      const Vec<T> inverse = T(1) / (p.z + T(1)), mean = p.s * inverse, scale = (g + (p.max - p.max)) * inverse;
+      for (int64_t k = 0; k < classes; ++k) {
+        const Vec<T> d = clamp_exponent<T>(x.load_class(k, at) - p.max);
+        out.store_class(k, at, scale * exp_nonpositive<T>(d) * (mean - d));
+      }
+    }
+  }
+}
+
+template <class S>
+void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
+  using T = Compute<S>;
+  const Grid& g = p.grid;
+  const Strides &st = p.logits_stride, &gs = p.grad_stride, &os = p.grad_logits_stride;
+  const int64_t splits = strip_splits(g), width = g.size[2];
+  const double per_nat = p.normalize ? 1 / __builtin_log(double(p.classes)) : 1.0;
+  S* const logits = static_cast<S*>(const_cast<void*>(p.logits));
+  S* const grad_logits = static_cast<S*>(p.grad_logits);
+  const T* const grad = static_cast<const T*>(p.grad);
+  T line[kChunk + kWidth<T>] = {};
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item(g, splits, index);
+    for (int64_t x0 = 0; x0 < width; x0 += kChunk) {
+      const int64_t count = width - x0 < kChunk ? width - x0 : kChunk;
+      if (p.pooled) {
+        const T* const row = grad + item.n * gs.n + item.gz * gs.d + item.gy * gs.h;
+        const double pixels = double(extent(g, 0, item.gz)) * double(item.rows_y);
+        spread_patches(g, x0, count, line, [&](int64_t gx) {
+          return T(double(row[gx * gs.w]) * per_nat / (pixels * double(extent(g, 2, gx))));
+        });
+      }
+      for (int64_t r = item.first; r < item.last; ++r) {
+        const int64_t z = item.z(r), y = item.y(r);
+        if (!p.pooled) {
+          const T* const row = grad + item.n * gs.n + z * gs.d + y * gs.h + x0 * gs.w;
+          for (int64_t i = 0; i < count; ++i) line[i] = row[i * gs.w] * T(per_nat);
+        }
+        S* const x = logits + item.n * st.n + z * st.d + y * st.h + x0 * st.w;
+        S* const out = grad_logits + item.n * os.n + z * os.d + y * os.h + x0 * os.w;
+        with_classes(p.classes, [&](auto k) {
+          constexpr int K = decltype(k)::value;
+          if (st.w == 1 && os.w == 1 && count >= kWidth<T>)
+            backward_row<Planar<S>, K>({x, st.c, 1, count}, {out, os.c, 1, count}, p.classes, line);
+          else
+            backward_row<Strided<S>, K>({x, st.c, st.w, count}, {out, os.c, os.w, count}, p.classes, line);
+        });
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t entropy_backward_items(const EntropyBackwardParams& p) { return strip_items(p.grid, p.batch); }
+
+void entropy_backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
+  with_dtype(p.dtype, [&](auto s) { backward<typename decltype(s)::type>(p, begin, end); });
+}
+
+}  // namespace entmask::cpu::ENTMASK_ISA

@@ -1,0 +1,262 @@
+// Entropy of each pixel, pooled over patches or not, with the pseudo-labels in the same pass.
+//
+// A strip is one row of patches of one image. Its rows of pixels are read one at a time: the entropies of a row go to a line
+// buffer in L1, lines are added up in the compute dtype for at most kFlushRows rows and then patch by patch in double, so that the mean
+// over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
+#include "entropy.h"
+#include "grid.h"
+#include "tables.h"
+
+namespace entmask::cpu::ENTMASK_ISA {
+namespace {
+
+constexpr int64_t kFlushRows = 16;  // lines added in the compute dtype before they go to double
+
+// ---------------------------------------------------------------- one row
+//
+// Entropy of the n pixels of a row to h; with labels the first maximum's index to label. Returns whether any entropy is NaN.
+
+template <class T>
+struct RowArgs {
+  int64_t classes, n;
+  T scale, ceiling;
+  T* h;
+  IVecElement<T>* label;
+};
+
+template <class A, bool labels, int K>
+bool entropy_row(const void* x, int64_t k_stride, int64_t w_stride, const RowArgs<typename A::T>& a) {
+  using T = typename A::T;
+  const A access{static_cast<typename A::Storage*>(const_cast<void*>(x)), k_stride, w_stride, a.n};
+  IVec<T> nan = IVec<T>{};
+  for (int64_t i = 0; i < a.n; i += kWidth<T>) {
+    const int64_t at = vector_start<A>(i, a.n);
+    const Softmax<T> p = softmax<labels, K>(access, a.classes, at);
+    const Vec<T> h = entropy_of(p, a.scale, a.ceiling);
+    nan |= h != h;
+    __builtin_memcpy(a.h + at, &h, sizeof h);
+    if constexpr (labels) __builtin_memcpy(a.label + at, &p.label, sizeof p.label);
+  }
+  return any<T>(nan);
+}
+
+template <class T>
+using RowFunction = bool (*)(const void*, int64_t, int64_t, const RowArgs<T>&);
+
+template <class S>
+RowFunction<Compute<S>> pick_row(bool planar, bool labels, int64_t classes) {
+  using T = Compute<S>;
+  return with_classes(classes, [&](auto k) -> RowFunction<T> {
+    constexpr int K = decltype(k)::value;
+    if (planar) return labels ? entropy_row<Planar<S>, true, K> : entropy_row<Planar<S>, false, K>;
+    return labels ? entropy_row<Strided<S>, true, K> : entropy_row<Strided<S>, false, K>;
+  });
+}
+
+// torch.argmax's answer where a class is NaN: the first NaN.
+template <class S>
+int64_t argmax_with_nan(const S* x, int64_t k_stride, int64_t classes) {
+  int64_t best = 0;
+  Compute<S> top = scalar(x[0]);
+  for (int64_t k = 1; k < classes && top == top; ++k) {
+    const Compute<S> v = scalar(x[k * k_stride]);
+    if (v > top || v != v) best = k, top = v;
+  }
+  return best;
+}
+
+// One row of the logits in chunks: calls the row function and stores the labels.
+template <class S>
+struct RowReader {
+  using T = Compute<S>;
+  RowFunction<T> row;
+  RowFunction<T> short_row;  // fewer pixels than a vector has lanes
+  const S* logits;
+  int64_t k_stride, w_stride;
+  LabelDtype label_dtype;
+  void* labels;
+  RowArgs<T> args;
+  IVecElement<T> label[kChunk + kWidth<T>];
+
+  RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, LabelDtype dtype, void* out)
+      : logits(static_cast<const S*>(x)), k_stride(stride.c), w_stride(stride.w), label_dtype(dtype), labels(out) {
+    const bool want = dtype != LabelDtype::none;
+    row = pick_row<S>(stride.w == 1, want, classes);
+    short_row = pick_row<S>(false, want, classes);
+    args.classes = classes;
+    args.scale = normalize ? T(1) / T(__builtin_log(double(classes))) : T(1);
+    args.ceiling = normalize ? T(1) : T(__builtin_inf());
+    args.label = label;
+  }
+
+  // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h has room for a vector more.
+  ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h) {
+    args.n = n;
+    args.h = h;
+    const bool nan = (n < kWidth<T> ? short_row : row)(logits + offset, k_stride, w_stride, args);
+    if (label_dtype == LabelDtype::none) return;
+    if (nan)
+      for (int64_t i = 0; i < n; ++i)
+        if (h[i] != h[i]) label[i] = IVecElement<T>(argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes));
+    if (label_dtype == LabelDtype::uint8) {
+      uint8_t* out = static_cast<uint8_t*>(labels) + pixel;
+      for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(label[i]);
+    } else {
+      int64_t* out = static_cast<int64_t*>(labels) + pixel;
+      for (int64_t i = 0; i < n; ++i) out[i] = label[i];
+    }
+  }
+};
+
+// ---------------------------------------------------------------- pooling
+
+ENTMASK_INLINE double patch_pixels(const Grid& g, int64_t gz, int64_t gy, int64_t gx) {
+  return double(extent(g, 0, gz)) * double(extent(g, 1, gy)) * double(extent(g, 2, gx));
+}
+
+// Adds the line's pixels to the sum of the patch that each lies in: patch j has columns [j * width, ...), the last may be short.
+template <class T>
+ENTMASK_INLINE void add_line(T* line, int64_t n, int64_t width, double* sums) {
+  for (int64_t x = 0, j = 0; x < n; x += width, ++j) {
+    const int64_t end = x + width < n ? x + width : n;
+    int64_t i = x;
+    double total = 0;
+    for (; i + kWidth<T> <= end; i += kWidth<T>) total += sum(load(line + i));
+    for (; i < end; ++i) total += double(line[i]);
+    sums[j] += total;
+  }
+  __builtin_memset(line, 0, size_t(n) * sizeof(T));
+}
+
+template <class S>
+void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t end) {
+  using T = Compute<S>;
+  const Grid& g = p.grid;
+  const Strides& st = p.logits_stride;
+  const int64_t splits = strip_splits(g), width = g.size[2], pw = g.patch[2];
+  const T threshold = T(p.threshold.value);
+  // A chunk holds whole patches, or a part of one patch that is wider than a chunk.
+  const int64_t chunk = pw < kChunk ? kChunk / pw * pw : kChunk;
+  RowReader<S> reader(p.logits, st, p.classes, true, p.label_dtype, p.labels);
+  T h[kChunk + kWidth<T>], line[kChunk + kWidth<T>];
+  double sums[kChunk];
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item(g, splits, index);
+    for (int64_t x0 = 0; x0 < width; x0 += chunk) {
+      const int64_t count = width - x0 < chunk ? width - x0 : chunk;
+      const int64_t patches = ceil_div(count, pw), gx0 = x0 / pw;
+      const bool continued = x0 > gx0 * pw;  // a wide patch's later part
+      if (!continued) __builtin_memset(sums, 0, size_t(patches) * sizeof(double));
+      __builtin_memset(line, 0, size_t(count) * sizeof(T));
+      int64_t lines = 0;
+      for (int64_t r = item.first; r < item.last; ++r) {
+        const int64_t z = item.z(r), y = item.y(r);
+        reader.read(item.n * st.n + z * st.d + y * st.h + x0 * st.w,
+                    ((item.n * g.size[0] + z) * g.size[1] + y) * width + x0, count, h);
+        if (p.count) {
+          for (int64_t i = 0; i < count; ++i) line[i] += h[i] < threshold ? T(0) : T(1);  // NaN counts
+        } else {
+          for (int64_t i = 0; i < count; ++i) line[i] += h[i];
+        }
+        if (++lines == kFlushRows || r + 1 == item.last) {
+          add_line(line, count, pw, sums);
+          lines = 0;
+        }
+      }
+      const bool complete = x0 + count == width || (x0 + count) % pw == 0;
+      if (!complete) continue;
+      for (int64_t j = 0; j < patches; ++j) {
+        const int64_t gx = gx0 + j;
+        if (partial) {
+          partial[index * g.count[2] + gx] = sums[j];
+        } else {
+          static_cast<T*>(p.scores)[item.strip * g.count[2] + gx] = T(sums[j] / patch_pixels(g, item.gz, item.gy, gx));
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------- map
+//
+// Items are pieces of at most kMapPixels of a row; where the rows of an image lie behind each other they are one long row.
+
+constexpr int64_t kMapPixels = 8192;
+
+struct MapRows {
+  int64_t planes, rows, width, pieces;
+};
+
+MapRows map_rows(const EntropyMapParams& p) {
+  MapRows m{p.size[0], p.size[1], p.size[2], 0};
+  if (p.logits_stride.h == m.width * p.logits_stride.w) m.width *= m.rows, m.rows = 1;
+  m.pieces = ceil_div(m.width, kMapPixels);
+  return m;
+}
+
+template <class S>
+void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
+  using T = Compute<S>;
+  const MapRows m = map_rows(p);
+  const Strides& st = p.logits_stride;
+  RowReader<S> reader(p.logits, st, p.classes, p.normalize, LabelDtype::none, nullptr);
+  T h[kChunk + kWidth<T>];
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t piece = item % m.pieces, row = item / m.pieces;
+    const int64_t y = row % m.rows, z = row / m.rows % m.planes, n = row / m.rows / m.planes;
+    const int64_t stop = (piece + 1) * kMapPixels < m.width ? (piece + 1) * kMapPixels : m.width;
+    for (int64_t x = piece * kMapPixels; x < stop; x += kChunk) {
+      const int64_t count = stop - x < kChunk ? stop - x : kChunk;
+      T* out = static_cast<T*>(p.entropy) + row * m.width + x;
+      const int64_t offset = n * st.n + z * st.d + y * st.h + x * st.w;
+      if (st.w != 1 || count < kWidth<T>) {  // writes whole vectors, beyond the row too
+        reader.read(offset, 0, count, h);
+        __builtin_memcpy(out, h, size_t(count) * sizeof(T));
+      } else {
+        reader.read(offset, 0, count, out);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t entropy_pool_items(const EntropyPoolParams& p) { return strip_items(p.grid, p.batch); }
+
+// One sum a patch and item, where a strip is more than one item.
+size_t entropy_pool_workspace(const EntropyPoolParams& p) {
+  return strip_splits(p.grid) == 1 ? 0 : size_t(entropy_pool_items(p)) * size_t(p.grid.count[2]) * sizeof(double);
+}
+
+void entropy_pool(const EntropyPoolParams& p, void* workspace, int64_t begin, int64_t end) {
+  double* partial = entropy_pool_workspace(p) ? static_cast<double*>(workspace) : nullptr;
+  with_dtype(p.dtype, [&](auto s) { pool<typename decltype(s)::type>(p, partial, begin, end); });
+}
+
+void entropy_pool_finish(const EntropyPoolParams& p, const void* workspace) {
+  const Grid& g = p.grid;
+  const int64_t splits = strip_splits(g), strips = p.batch * g.count[0] * g.count[1];
+  const double* partial = static_cast<const double*>(workspace);
+  for (int64_t strip = 0; strip < strips; ++strip)
+    for (int64_t gx = 0; gx < g.count[2]; ++gx) {
+      double total = 0;
+      for (int64_t s = 0; s < splits; ++s) total += partial[(strip * splits + s) * g.count[2] + gx];
+      const double score = total / patch_pixels(g, strip / g.count[1] % g.count[0], strip % g.count[1], gx);
+      if (p.dtype == Dtype::float64)
+        static_cast<double*>(p.scores)[strip * g.count[2] + gx] = score;
+      else
+        static_cast<float*>(p.scores)[strip * g.count[2] + gx] = float(score);
+    }
+}
+
+int64_t entropy_map_items(const EntropyMapParams& p) {
+  const MapRows m = map_rows(p);
+  return p.batch * m.planes * m.rows * m.pieces;
+}
+
+void entropy_map(const EntropyMapParams& p, int64_t begin, int64_t end) {
+  with_dtype(p.dtype, [&](auto s) { map<typename decltype(s)::type>(p, begin, end); });
+}
+
+}  // namespace entmask::cpu::ENTMASK_ISA
