@@ -1,0 +1,146 @@
+// Entropy of each pixel, and the gradient of entropies (or of their patch means) with respect to the logits.
+//
+// A thread takes one vector of pixels (16 bytes a class). The backward recomputes the softmax, so that nothing of the size
+// of the logits is saved; with many classes it reads them twice, the second time from the cache.
+#pragma once
+
+#include "launch.h"
+#include "math.cuh"
+
+namespace entmask::cuda {
+
+constexpr int map_threads = 128;
+
+struct MapArguments {
+  const void* logits;  // [N, K, D, H, W]
+  void* entropy;       // [N, D, H, W]
+  Strides stride;
+  int64_t classes;
+  PixelIndex index;
+  double inverse_log;  // 1 / ln K, or 0: not normalized
+};
+
+template <typename S>
+__global__ void __launch_bounds__(map_threads) entropy_map_kernel(MapArguments a) {
+  using T = typename S::T;
+  using F = typename S::F;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
+  if (i >= a.index.total) return;
+  const PixelIndex::Position at = a.index.at(i);
+  F x[S::chunk][S::pixels], entropy[S::pixels];
+  Softmax<F> softmax[S::pixels];
+  read_softmax<S>(softmax, x, static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w), a.stride.c,
+                  a.classes);
+#pragma unroll
+  for (int p = 0; p < S::pixels; ++p) {
+    entropy[p] = softmax[p].entropy();
+    if (a.inverse_log != 0) entropy[p] = clamp_unit(entropy[p] * static_cast<F>(a.inverse_log));
+  }
+  store(static_cast<F*>(a.entropy) + i * S::pixels, entropy);
+}
+
+struct MapBackwardArguments {
+  const void* logits;  // [N, K, D, H, W]
+  const void* grad;    // [N, D, H, W] or [N, Gd, Gh, Gw], float32 (float64)
+  void* grad_logits;   // [N, K, D, H, W]
+  Strides stride, grad_stride, grad_logits_stride;
+  int64_t classes;
+  PixelIndex index;
+  Divider patch[3];
+  int32_t size[3];
+  bool pooled;
+  double scale;  // 1 / ln K, or 1
+};
+
+// d(out)/dH of the pixel at (n, d, h, w).
+template <typename F>
+__device__ __forceinline__ F entropy_grad(const MapBackwardArguments& a, int64_t n, int32_t d, int32_t h, int32_t w) {
+  const F* grad = static_cast<const F*>(a.grad);
+  const F scale = static_cast<F>(a.scale);
+  if (!a.pooled) return grad[offset_of(a.grad_stride, n, d, h, w)] * scale;
+  const int32_t position[3] = {d, h, w};
+  int32_t patch[3];
+  F pixels = 1;
+#pragma unroll
+  for (int axis = 0; axis < 3; ++axis) {
+    patch[axis] = a.patch[axis].divide(position[axis]);
+    const int32_t left = a.size[axis] - patch[axis] * a.patch[axis].divisor;
+    pixels *= static_cast<F>(left < a.patch[axis].divisor ? left : a.patch[axis].divisor);
+  }
+  return grad[offset_of(a.grad_stride, n, patch[0], patch[1], patch[2])] * scale / pixels;
+}
+
+// dH/dx_j = -p_j (ln p_j + H) = -e_j / Z (d_j - s / Z), d_j = x_j - m, e_j = e^d_j, Z = 1 + z
+template <typename S>
+__global__ void __launch_bounds__(map_threads) entropy_backward_kernel(MapBackwardArguments a) {
+  using T = typename S::T;
+  using F = typename S::F;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
+  if (i >= a.index.total) return;
+  const PixelIndex::Position at = a.index.at(i);
+  const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
+  T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
+  F x[S::chunk][S::pixels], factor[S::pixels], mean[S::pixels];
+  Softmax<F> softmax[S::pixels];
+  read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
+#pragma unroll
+  for (int p = 0; p < S::pixels; ++p) {
+    const F total = 1 + softmax[p].others;
+    factor[p] = -entropy_grad<F>(a, at.n, at.d, at.h, at.w + p) / total;
+    mean[p] = softmax[p].dot / total + (softmax[p].max - softmax[p].max);  // NaN where the entropy is
+  }
+  for (int64_t first = 0; first < a.classes; first += S::chunk) {
+    if constexpr (S::classes == 0) load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) {
+#pragma unroll
+      for (int p = 0; p < S::pixels; ++p) {
+        const F d = x[k][p] - softmax[p].max, e = exponential(d);
+        x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
+      }
+    }
+    store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
+    if constexpr (S::classes > 0) break;
+  }
+}
+
+template <typename T>
+cudaError_t launch_entropy_map(const EntropyMapParams& p, cudaStream_t stream) {
+  Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, whole_image(p.size));
+  if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.entropy) % 16 != 0) layout = Layout::any;
+  return with_shape<T>(layout, p.classes, [&](auto shape) {
+    using S = decltype(shape);
+    const MapArguments a{p.logits, p.entropy, p.logits_stride, p.classes, PixelIndex(p.batch, p.size, S::pixels),
+                         p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 0};
+    const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
+    return launch(entropy_map_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
+  });
+}
+
+template <typename T>
+cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream) {
+  const Grid whole = whole_image(p.grid.size);
+  Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, whole);
+  if (layout_of<T>(p.grad_logits, p.grad_logits_stride, p.batch, p.classes, whole) != layout) layout = Layout::any;
+  return with_shape<T>(layout, p.classes, [&](auto shape) {
+    using S = decltype(shape);
+    const Grid& g = p.grid;
+    const MapBackwardArguments a{p.logits,
+                                 p.grad,
+                                 p.grad_logits,
+                                 p.logits_stride,
+                                 p.grad_stride,
+                                 p.grad_logits_stride,
+                                 p.classes,
+                                 PixelIndex(p.batch, g.size, S::pixels),
+                                 {Divider(g.patch[0]), Divider(g.patch[1]), Divider(g.patch[2])},
+                                 {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]),
+                                  static_cast<int32_t>(g.size[2])},
+                                 p.pooled,
+                                 p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
+    const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
+    return launch(entropy_backward_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
+  });
+}
+
+}  // namespace entmask::cuda

@@ -1,0 +1,227 @@
+// Loads and stores: dtypes, 16-byte accesses, and the three ways in which a thread reads the classes of its pixels.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "index.cuh"
+
+namespace entmask::cuda {
+
+// The type that a dtype is computed in.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ __forceinline__ T narrow(Compute<T> v) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(v);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(v);
+  } else {
+    return v;
+  }
+}
+
+__device__ __forceinline__ double read_number(const void* p, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return *static_cast<const float*>(p);
+    case Dtype::float64:
+      return *static_cast<const double*>(p);
+    case Dtype::float16:
+      return widen(*static_cast<const __half*>(p));
+    case Dtype::bfloat16:
+      return widen(*static_cast<const __nv_bfloat16*>(p));
+  }
+  return NAN;
+}
+__device__ __forceinline__ double read_scalar(const Scalar& s) {
+  return s.device == nullptr ? s.value : read_number(s.device, s.dtype);
+}
+
+template <int BYTES>
+struct RawType;
+template <>
+struct RawType<1> {
+  using type = uint8_t;
+};
+template <>
+struct RawType<2> {
+  using type = uint16_t;
+};
+template <>
+struct RawType<4> {
+  using type = uint32_t;
+};
+template <>
+struct RawType<8> {
+  using type = uint2;
+};
+template <>
+struct RawType<16> {
+  using type = uint4;
+};
+// One access of N elements where they are 16 bytes or fewer, else several of 16.
+template <typename T, int N>
+__device__ __forceinline__ void load(T (&out)[N], const T* __restrict__ p) {
+  constexpr int BYTES = N * static_cast<int>(sizeof(T)), PART = BYTES < 16 ? BYTES : 16;
+  using Raw = typename RawType<PART>::type;
+  Raw raw[BYTES / PART];
+#pragma unroll
+  for (int i = 0; i < BYTES / PART; ++i) raw[i] = reinterpret_cast<const Raw*>(p)[i];
+  memcpy(out, raw, BYTES);
+}
+template <typename T, int N>
+__device__ __forceinline__ void store(T* p, const T (&in)[N]) {
+  constexpr int BYTES = N * static_cast<int>(sizeof(T)), PART = BYTES < 16 ? BYTES : 16;
+  using Raw = typename RawType<PART>::type;
+  Raw raw[BYTES / PART];
+  memcpy(raw, in, BYTES);
+#pragma unroll
+  for (int i = 0; i < BYTES / PART; ++i) reinterpret_cast<Raw*>(p)[i] = raw[i];
+}
+
+// How a thread reads pixels and their classes.
+enum class Layout {
+  planes,  // neighbours along the width lie side by side: 16 bytes of pixels a class
+  pixels,  // the classes of a pixel lie side by side (channels_last): one pixel, up to 16 bytes of classes an access
+  any      // one element an access
+};
+
+template <typename T, Layout L>
+constexpr int pixels_a_thread = L == Layout::planes ? 16 / static_cast<int>(sizeof(T)) : 1;
+
+// Classes that are in registers at once where K is too large to unroll.
+template <typename T, Layout L>
+constexpr int chunk_classes = L == Layout::planes ? 4 : L == Layout::pixels ? 16 / static_cast<int>(sizeof(T)) : 8;
+
+// CLASSES: at most that many classes in registers; 0: any number, in chunks.
+template <typename T_, Layout L, int CLASSES>
+struct Shape {
+  using T = T_;
+  using F = Compute<T>;
+  static constexpr Layout layout = L;
+  static constexpr int classes = CLASSES;
+  static constexpr int pixels = pixels_a_thread<T, L>;
+  static constexpr int chunk = CLASSES == 0 ? chunk_classes<T, L> : CLASSES;
+};
+
+// Reads `count` (all of them for Layout::pixels) of a chunk's classes; the rest are -inf, which adds exactly nothing.
+template <typename S>
+__device__ __forceinline__ void load_classes(typename S::F (&x)[S::chunk][S::pixels],
+                                             const typename S::T* __restrict__ p,  // the first class of the first pixel
+                                             int64_t class_stride, int64_t count) {
+  typename S::T raw[S::chunk][S::pixels];
+  if constexpr (S::layout == Layout::pixels) {
+    typename S::T row[S::chunk];
+    load(row, p);
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) x[k][0] = widen(row[k]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) {
+      if (k < count) load(raw[k], p + k * class_stride);
+    }
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) {
+#pragma unroll
+      for (int i = 0; i < S::pixels; ++i) x[k][i] = k < count ? widen(raw[k][i]) : -INFINITY;
+    }
+  }
+}
+
+// Writes the classes that load_classes reads.
+template <typename S>
+__device__ __forceinline__ void store_classes(typename S::T* p, const typename S::F (&x)[S::chunk][S::pixels],
+                                              int64_t class_stride, int64_t count) {
+  if constexpr (S::layout == Layout::pixels) {
+    typename S::T row[S::chunk];
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) row[k] = narrow<typename S::T>(x[k][0]);
+    store(p, row);
+  } else {
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) {
+      typename S::T raw[S::pixels];
+#pragma unroll
+      for (int i = 0; i < S::pixels; ++i) raw[i] = narrow<typename S::T>(x[k][i]);
+      if (k < count) store(p + k * class_stride, raw);
+    }
+  }
+}
+
+// Whether every step along an axis of more than one element, but the one left out, is a multiple of `elements`.
+inline bool steps_are_multiples(const Strides& s, int64_t batch, int64_t classes, const int64_t (&size)[3],
+                                int64_t elements, Layout layout) {
+  const auto fits = [&](int64_t length, int64_t stride) { return length <= 1 || stride % elements == 0; };
+  return fits(batch, s.n) && fits(size[0], s.d) && fits(size[1], s.h) &&
+         (layout == Layout::planes ? fits(classes, s.c) : fits(size[2], s.w));
+}
+
+// The layout that serves `p` with 16-byte accesses, or Layout::any.
+template <typename T>
+Layout layout_of(const void* p, const Strides& s, int64_t batch, int64_t classes, const Grid& grid) {
+  if constexpr (sizeof(T) == 8) return Layout::any;
+  constexpr int64_t vector = 16 / sizeof(T);
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  if (s.w == 1 && address % 16 == 0 && grid.size[2] % vector == 0 &&
+      (grid.count[2] == 1 || grid.patch[2] % vector == 0) &&
+      steps_are_multiples(s, batch, classes, grid.size, vector, Layout::planes)) {
+    return Layout::planes;
+  }
+  const bool whole = classes == 4 || (classes >= 8 && classes % vector == 0);
+  const int64_t width = classes < vector ? classes : vector;
+  if (s.c == 1 && whole && address % (width * sizeof(T)) == 0 &&
+      steps_are_multiples(s, batch, classes, grid.size, width, Layout::pixels)) {
+    return Layout::pixels;
+  }
+  return Layout::any;
+}
+
+// Calls fn(Shape<...>{}) for the layout and the number of classes.
+template <typename T, typename Fn>
+cudaError_t with_shape(Layout layout, int64_t classes, const Fn& fn) {
+  if constexpr (sizeof(T) == 8) {
+    return fn(Shape<T, Layout::any, 0>{});
+  } else {
+    switch (layout) {
+      case Layout::planes:
+        if (classes <= 4) return fn(Shape<T, Layout::planes, 4>{});
+        if (classes <= 8) return fn(Shape<T, Layout::planes, 8>{});
+        return fn(Shape<T, Layout::planes, 0>{});
+      case Layout::pixels:
+        if (classes == 4) return fn(Shape<T, Layout::pixels, 4>{});
+        if (classes == 8) return fn(Shape<T, Layout::pixels, 8>{});
+        return fn(Shape<T, Layout::pixels, 0>{});
+      case Layout::any:
+        if (classes <= 8) return fn(Shape<T, Layout::any, 8>{});
+        return fn(Shape<T, Layout::any, 0>{});
+    }
+    return cudaErrorInvalidValue;
+  }
+}
+
+// Calls fn(T{}) for the dtype.
+template <typename Fn>
+cudaError_t with_dtype(Dtype dtype, const Fn& fn) {
+  switch (dtype) {
+    case Dtype::float32:
+      return fn(float{});
+    case Dtype::float64:
+      return fn(double{});
+    case Dtype::float16:
+      return fn(__half{});
+    case Dtype::bfloat16:
+      return fn(__nv_bfloat16{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace entmask::cuda

@@ -1,0 +1,191 @@
+// Softmax entropy without cancellation, and sums in a fixed order.
+//
+// With m the greatest logit, z = sum over the other classes of e^(x - m) and s = sum of e^(x - m) (x - m):
+//   H = log1p(z) - s / (1 + z)         (both terms >= 0; a sure pixel's tiny entropy keeps its relative accuracy)
+// "The others" are found by folding: of the greatest so far and the next logit the loser is an "other", so that the
+// greatest is left out by position, not subtracted. A NaN survives as winner or loser; +inf, or all at -inf, is caught by
+// m - m; a class at -inf adds exactly 0.
+#pragma once
+
+#include "load.cuh"
+
+namespace entmask::cuda {
+
+__device__ __forceinline__ float exponential(float v) { return expf(v); }
+__device__ __forceinline__ double exponential(double v) { return exp(v); }
+__device__ __forceinline__ float log_one_plus(float v) { return log1pf(v); }
+__device__ __forceinline__ double log_one_plus(double v) { return log1p(v); }
+__device__ __forceinline__ float greater_of(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double greater_of(double a, double b) { return fmax(a, b); }
+
+// e^d d for e = e^d, with 0 for d = -inf: e is 0 or NaN wherever the bound holds.
+template <typename F>
+__device__ __forceinline__ F times_log(F e, F d) {
+  return e * greater_of(d, static_cast<F>(-1000));
+}
+
+// z and s of one pixel, relative to m; label: the first greatest class, NaN being greatest.
+template <typename F>
+struct Softmax {
+  F max, others, dot;
+  int32_t label;
+
+  // In nats; NaN where a logit is NaN or +inf, or all are -inf.
+  __device__ __forceinline__ F entropy() const {
+    return log_one_plus(others) - divide(dot, 1 + others) + (max - max);
+  }
+};
+
+// Whether v takes the lead: greater, or the first NaN.
+template <typename F>
+__device__ __forceinline__ bool leads(F v, F max) {
+  return v > max || (v != v && max == max);
+}
+
+// Pixel i of the K <= CHUNK classes in registers.
+template <int CHUNK, int PIXELS, typename F>
+__device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], int i, int64_t classes) {
+  Softmax<F> r{x[0][i], 0, 0, 0};
+  F loser[CHUNK];
+#pragma unroll
+  for (int k = 1; k < CHUNK; ++k) {
+    const F v = x[k][i];
+    const bool lead = leads(v, r.max);
+    loser[k] = lead ? r.max : v;
+    r.max = lead ? v : r.max;
+    r.label = lead ? k : r.label;
+  }
+#pragma unroll
+  for (int k = 1; k < CHUNK; ++k) {
+    if (k < classes) {
+      const F d = loser[k] - r.max, e = exponential(d);
+      r.others += e;
+      r.dot += times_log(e, d);
+    }
+  }
+  return r;
+}
+
+// The same for any number of classes, one at a time. Sums are kept relative to a reference that follows the greatest logit
+// only when that has gained `slack` on it: each change then shrinks what it rounds by e^-slack, so that errors do not add
+// up over many classes in ascending order, and d < slack, so that little cancels when the sums are moved to m at the end.
+template <typename F>
+struct SoftmaxStream {
+  static constexpr F slack = 2;
+  static constexpr F lowest = sizeof(F) == 8 ? -1.7976931348623157e308 : static_cast<F>(-3.402823466e38f);
+  F max, reference, others, dot;
+  int32_t label;
+
+  __device__ __forceinline__ void start(F first) {
+    max = first;
+    reference = greater_of(first, lowest);  // finite, so that a class at -inf is at -inf from it
+    others = dot = 0;
+    label = 0;
+  }
+  __device__ __forceinline__ void move(F to) {
+    const F d = reference - to, e = exponential(d);
+    dot = e * dot + times_log(e, d) * others;
+    others *= e;
+    reference = to;
+  }
+  __device__ __forceinline__ void add(F v, int32_t k) {
+    const bool lead = leads(v, max);
+    const F loser = lead ? max : v;
+    max = lead ? v : max;
+    label = lead ? k : label;
+    if (max > reference + slack) move(max);
+    const F d = loser - reference, e = exponential(d);
+    others += e;
+    dot += times_log(e, d);
+  }
+  __device__ __forceinline__ Softmax<F> finish() {
+    move(max);
+    return {max, others, dot, label};
+  }
+};
+
+// Softmax of the thread's pixels; x is left with the classes (S::classes > 0) or the last chunk of them.
+template <typename S>
+__device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pixels],
+                                             typename S::F (&x)[S::chunk][S::pixels],
+                                             const typename S::T* __restrict__ p,  // the first class of the first pixel
+                                             int64_t class_stride, int64_t classes) {
+  if constexpr (S::classes > 0) {
+    load_classes<S>(x, p, class_stride, classes);
+#pragma unroll
+    for (int i = 0; i < S::pixels; ++i) out[i] = softmax_of(x, i, classes);
+  } else {
+    SoftmaxStream<typename S::F> stream[S::pixels];
+    for (int64_t first = 0; first < classes; first += S::chunk) {
+      load_classes<S>(x, p + first * class_stride, class_stride, classes - first);
+#pragma unroll
+      for (int k = 0; k < S::chunk; ++k) {
+        if (first + k < classes) {
+#pragma unroll
+          for (int i = 0; i < S::pixels; ++i) {
+            if (k == 0 && first == 0) {
+              stream[i].start(x[0][i]);
+            } else {
+              stream[i].add(x[k][i], static_cast<int32_t>(first + k));
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < S::pixels; ++i) out[i] = stream[i].finish();
+  }
+}
+
+// Clamps to [0, 1]; NaN stays.
+template <typename F>
+__device__ __forceinline__ F clamp_unit(F v) {
+  return v < 0 ? 0 : v > 1 ? 1 : v;
+}
+
+// The sum of a thread's few values, pairwise.
+template <typename F, int N>
+__device__ __forceinline__ F pairwise_sum(const F (&v)[N]) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    F half[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) half[i] = v[2 * i] + v[2 * i + 1];
+    return pairwise_sum(half);
+  }
+}
+
+constexpr unsigned full_warp = 0xffffffffu;
+
+// The sum over `width` lanes (a power of two, aligned), in every one of them. All lanes of the warp take part.
+template <typename F>
+__device__ __forceinline__ F sum_lanes(F v, int width = 32) {
+  for (int distance = width / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(full_warp, v, distance);
+  return v;
+}
+
+// The warp's sums of N values a lane (N a power of two, at most 32) with about N shuffles instead of 5 N: at each step a
+// lane keeps one half of its values and gives the other half to its partner. Lane l ends with the sum of value l / (32 / N).
+template <int N, typename F>
+__device__ __forceinline__ F sum_lanes_spread(F (&v)[N]) {
+  const int lane = threadIdx.x & 31;
+  int distance = 16;
+#pragma unroll
+  for (int half = N / 2; half > 0; half /= 2) {
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      if (i < half) {
+        const F kept = upper ? v[half + i] : v[i], given = upper ? v[i] : v[half + i];
+        v[i] = kept + __shfl_xor_sync(full_warp, given, distance);
+      }
+    }
+    distance /= 2;
+  }
+  F sum = v[0];
+  for (; distance > 0; distance /= 2) sum += __shfl_xor_sync(full_warp, sum, distance);
+  return sum;
+}
+
+}  // namespace entmask::cuda

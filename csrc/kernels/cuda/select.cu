@@ -1,0 +1,86 @@
+// select: one launch for rows that a block holds, four beyond; and entropy_pool and select as one step.
+#include "select_row.cuh"
+#include "select_tiles.cuh"
+
+namespace entmask::cuda {
+namespace {
+
+template <typename F>
+bool fits_block(int64_t length) {
+  return length <= static_cast<int64_t>(block_bytes / sizeof(F));
+}
+
+template <typename F>
+TileArguments<F> tile_arguments(const SelectParams& p, void* workspace, size_t* bytes) {
+  const Tiling tiling(p);
+  TileArguments<F> a{static_cast<const F*>(p.scores), p.patches, Rule(p), tiling, Divider(tiling.tiles)};
+  *bytes = lay_out(&a, static_cast<char*>(workspace));
+  return a;
+}
+
+template <typename F, bool FINISH>
+cudaError_t launch_rank(const SelectParams& p, const PoolFinish& finish, cudaStream_t stream) {
+  const int64_t rows_a_block = rank_limit / p.length;
+  const dim3 blocks(static_cast<unsigned>(ceil_div(p.rows, rows_a_block)));
+  return launch(select_rank_kernel<F, FINISH>, blocks, dim3(rank_threads), 0, stream, static_cast<const F*>(p.scores),
+                p.patches, p.rows, static_cast<int32_t>(rows_a_block), Rule(p), finish);
+}
+
+template <typename F>
+cudaError_t launch_tiles(const SelectParams& p, void* workspace, cudaStream_t stream) {
+  size_t bytes;
+  const TileArguments<F> a = tile_arguments<F>(p, workspace, &bytes);
+  const dim3 blocks(static_cast<unsigned>(p.rows * a.tiling.tiles));
+  for (const auto kernel :
+       {select_first_kernel<F>, select_second_kernel<F>, select_third_kernel<F>, select_mark_kernel<F>}) {
+    const cudaError_t error = launch(kernel, blocks, dim3(tile_threads), 0, stream, a);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <typename F>
+cudaError_t launch_select(const SelectParams& p, void* workspace, cudaStream_t stream) {
+  if (p.length <= rank_limit) return launch_rank<F, false>(p, PoolFinish{}, stream);
+  if (!fits_block<F>(p.length)) return launch_tiles<F>(p, workspace, stream);
+  const int64_t threads = p.length <= 1024 ? 256 : p.length <= 4096 ? 512 : 1024;
+  return launch(select_block_kernel<F>, dim3(static_cast<unsigned>(p.rows)), dim3(static_cast<unsigned>(threads)),
+                static_cast<size_t>(p.length) * sizeof(Key<F>), stream, static_cast<const F*>(p.scores), p.patches,
+                Rule(p));
+}
+
+}  // namespace
+
+size_t select_workspace(const SelectParams& p) {
+  size_t bytes = 0;
+  if (p.is_double ? fits_block<double>(p.length) : fits_block<float>(p.length)) return 0;
+  if (p.is_double) {
+    tile_arguments<double>(p, nullptr, &bytes);
+  } else {
+    tile_arguments<float>(p, nullptr, &bytes);
+  }
+  return bytes;
+}
+
+cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream) {
+  if (p.rows * p.length == 0) return cudaSuccess;
+  return p.is_double ? launch_select<double>(p, workspace, stream) : launch_select<float>(p, workspace, stream);
+}
+
+size_t entropy_pool_select_workspace(const EntropyPoolParams& pool, const SelectParams& select) {
+  const size_t first = entropy_pool_workspace(pool), second = select_workspace(select);
+  return first > second ? first : second;  // never both at once: split patches are few, and fit a block
+}
+
+cudaError_t entropy_pool_select(const EntropyPoolParams& pool, const SelectParams& p, void* workspace,
+                                cudaStream_t stream) {
+  if (p.rows * p.length == 0) return cudaSuccess;
+  const PoolSplit split(pool);
+  const cudaError_t error = entropy_pool_parts(pool, split, workspace, stream);
+  if (error != cudaSuccess) return error;
+  if (split.parts == 1) return select(p, workspace, stream);
+  const PoolFinish finish = pool_finish_of(pool, static_cast<const double*>(workspace), split.parts);
+  return p.is_double ? launch_rank<double, true>(p, finish, stream) : launch_rank<float, true>(p, finish, stream);
+}
+
+}  // namespace entmask::cuda

@@ -1,0 +1,256 @@
+// Which patches of a row are masked: what all the selection kernels share.
+//
+// Scores become unsigned keys in the same order. The k highest (lowest) less the hint are, in key order with ties in index
+// order, the keys between two bounds, each with a window of ties: a bound is the key at a known rank (radix select finds
+// it), and an element on the bound counts its equals at lower indices ("before") to see whether it is in the window.
+#pragma once
+
+#include "launch.h"
+#include "math.cuh"
+
+namespace entmask::cuda {
+
+constexpr int64_t rank_limit = 512;     // patches a row up to which every element counts its own rank
+constexpr size_t block_bytes = 40960;   // shared memory for the keys of a row that one block selects from
+constexpr int digit_bins = 256;         // of the radix select in one block
+
+template <typename F>
+using Key = std::conditional_t<sizeof(F) == 8, uint64_t, uint32_t>;
+
+// Keys order as scores do: NaN above +inf, -0 equal to +0. No score has key 0.
+template <typename F>
+__device__ __forceinline__ Key<F> key_of(F score) {
+  using K = Key<F>;
+  constexpr K sign = K{1} << (8 * sizeof(F) - 1);
+  if (score != score) return ~K{0};
+  const F positive_zero = score == 0 ? 0 : score;
+  K bits;
+  memcpy(&bits, &positive_zero, sizeof(F));
+  return (bits & sign) != 0 ? ~bits : bits | sign;
+}
+
+struct Rule {
+  Scalar ratio, min_score;
+  int64_t length, min_patches;
+  double hint;
+  bool by_ratio, lowest;
+
+  explicit Rule(const SelectParams& p)
+      : ratio(p.ratio), min_score(p.min_score), length(p.length), min_patches(p.min_patches), hint(p.hint),
+        by_ratio(p.by_ratio), lowest(p.lowest) {}
+
+  template <typename F>
+  __device__ __forceinline__ Key<F> limit() const {
+    return by_ratio ? 0 : key_of(static_cast<F>(read_scalar(min_score)));
+  }
+  template <typename K>
+  __device__ __forceinline__ bool passes(K key, K limit) const {
+    return lowest ? key <= limit : key >= limit;
+  }
+};
+
+// How many are selected, and how many of these are left unmasked.
+struct Chosen {
+  int64_t k, hinted;
+};
+__device__ __forceinline__ Chosen chosen(const Rule& rule, int64_t passing) {
+  constexpr double tolerance = 1e-6;  // ratio * P of a whole number of patches may fall just short of it
+  const double length = static_cast<double>(rule.length);
+  Chosen c{0, 0};
+  if (rule.by_ratio) {
+    const double ratio = read_scalar(rule.ratio);
+    if (ratio > 0) {
+      c.k = static_cast<int64_t>((ratio < 1 ? ratio : 1) * length + tolerance);
+      if (c.k < 1) c.k = 1;
+    }
+  } else {
+    c.k = passing > rule.min_patches ? passing : rule.min_patches;
+  }
+  if (c.k > rule.length) c.k = rule.length;
+  if (c.k > 0) {
+    c.hinted = static_cast<int64_t>(rule.hint * length + tolerance);
+    if (c.hinted > c.k - 1) c.hinted = c.k - 1;
+  }
+  return c;
+}
+
+// Whether the element with so many keys less than, equal to, and equal and before its own is masked.
+__device__ __forceinline__ bool masked_by_rank(const Rule& rule, const Chosen& c, int64_t less, int64_t equal,
+                                               int64_t before) {
+  if (!rule.lowest) {
+    const int64_t rank = rule.length - less - equal + before;  // highest first
+    return c.hinted <= rank && rank < c.k;
+  }
+  if (less + before >= c.k) return false;
+  const int64_t ties = equal < c.k - less ? equal : c.k - less;  // equals that are selected
+  return c.k - less - ties + before >= c.hinted;                 // rank among the selected, highest first
+}
+
+// A key and the number of keys less than and equal to it.
+template <typename K>
+struct Ranked {
+  K key;
+  int64_t less, equal;
+};
+
+// Masked: keys above `low` or among its first low_to equals, and below `high` or among its equals [high_from, high_to).
+template <typename K>
+struct Bounds {
+  K low, high;
+  int64_t low_to, high_from, high_to;
+
+  __device__ __forceinline__ bool masked(K key, int64_t low_before, int64_t high_before) const {
+    return (key > low || (key == low && low_before < low_to)) &&
+           (key < high || (key == high && high_before >= high_from && high_before < high_to));
+  }
+};
+
+// The ranks (ascending, from 0) of the bounds' keys. Slot 0 is always needed, slot 1 for hinted highest scores only.
+__device__ __forceinline__ int64_t bound_rank(const Rule& rule, const Chosen& c, int slot) {
+  if (rule.lowest) return c.k - c.hinted - 1;
+  return slot == 0 ? rule.length - c.k : rule.length - 1 - c.hinted;
+}
+
+template <typename K>
+__device__ __forceinline__ Bounds<K> bounds_of(const Rule& rule, const Chosen& c, const Ranked<K>& first,
+                                               const Ranked<K>& second) {
+  Bounds<K> b{0, static_cast<K>(~K{0}), 0, 0, rule.length};
+  if (rule.lowest) {
+    const int64_t left = c.k - first.less, ties = first.equal < left ? first.equal : left;
+    b.high = first.key;
+    b.high_from = ties - (left - c.hinted);
+    b.high_to = ties;
+  } else {
+    b.low = first.key;
+    b.low_to = c.k - (rule.length - first.less - first.equal);
+    if (c.hinted > 0) {
+      b.high = second.key;
+      b.high_from = c.hinted - (rule.length - second.less - second.equal);
+    }
+  }
+  return b;
+}
+
+// Adds one to histogram[bin] for each lane that takes part; lanes that all meet in one bin add together.
+__device__ __forceinline__ void tally(unsigned* histogram, unsigned bin, bool takes_part) {
+  const unsigned lanes = __ballot_sync(full_warp, takes_part);
+  if (lanes == 0) return;
+  const int first = __ffs(static_cast<int>(lanes)) - 1;
+  const unsigned common = __shfl_sync(full_warp, bin, first);
+  if (__all_sync(full_warp, !takes_part || bin == common)) {
+    if ((threadIdx.x & 31) == static_cast<unsigned>(first)) {
+      atomicAdd(&histogram[common], static_cast<unsigned>(__popc(lanes)));
+    }
+  } else if (takes_part) {
+    atomicAdd(&histogram[bin], 1u);
+  }
+}
+
+// The bin that holds the element of a rank, how many are in the bins below it, and how many in it.
+struct Located {
+  int64_t less, count;
+  int32_t bin;
+};
+struct LocateScratch {
+  int64_t warp_total[32];
+  Located found;
+};
+
+// All threads of the block (whole warps) call it, with the counts complete; ends with a barrier.
+template <typename Counts>
+__device__ __forceinline__ Located locate(const Counts& counts, int bins, int64_t rank, LocateScratch* scratch) {
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x), lane = thread & 31;
+  const int each = (bins + threads - 1) / threads, begin = thread * each < bins ? thread * each : bins;
+  const int end = begin + each < bins ? begin + each : bins;
+  int64_t own = 0;
+  for (int bin = begin; bin < end; ++bin) own += static_cast<int64_t>(counts[bin]);
+  int64_t upto = own;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int64_t below = __shfl_up_sync(full_warp, upto, distance);
+    if (lane >= distance) upto += below;
+  }
+  if (lane == 31) scratch->warp_total[thread / 32] = upto;
+  __syncthreads();
+  int64_t less = upto - own;
+  for (int warp = 0; warp < thread / 32; ++warp) less += scratch->warp_total[warp];
+  if (less <= rank && rank < less + own) {
+    int bin = begin;
+    while (rank >= less + static_cast<int64_t>(counts[bin])) less += static_cast<int64_t>(counts[bin++]);
+    scratch->found = {less, static_cast<int64_t>(counts[bin]), bin};
+  }
+  __syncthreads();
+  return scratch->found;
+}
+
+struct RadixScratch {
+  unsigned histogram[digit_bins];
+  LocateScratch locate;
+};
+
+// One block's radix select: the key of the given rank among those whose bits from `bits` up are those of `prefix`;
+// `less` are below all of these. keys(i) is the key of element i; `known` bits of the prefix are already found.
+template <typename K, typename Keys>
+__device__ __forceinline__ Ranked<K> radix_select(const Keys& keys, int64_t length, K prefix, int bits, int64_t less,
+                                                  int64_t rank, RadixScratch* scratch) {
+  Ranked<K> r{prefix, less, 0};
+  for (int shift = bits - 8; shift >= 0; shift -= 8) {
+    __syncthreads();  // the last digit's counts have been read
+    for (int bin = threadIdx.x; bin < digit_bins; bin += blockDim.x) scratch->histogram[bin] = 0;
+    __syncthreads();
+    for (int64_t base = 0; base < length; base += blockDim.x) {
+      const int64_t i = base + threadIdx.x;
+      const K key = i < length ? keys(i) : 0;
+      const bool takes_part = i < length && (shift + 8 == 8 * static_cast<int>(sizeof(K)) ||
+                                             ((key ^ r.key) >> (shift + 7) >> 1) == 0);
+      tally(scratch->histogram, static_cast<unsigned>(key >> shift) & (digit_bins - 1), takes_part);
+    }
+    __syncthreads();
+    const Located at = locate(scratch->histogram, digit_bins, rank - r.less, &scratch->locate);
+    r.key |= static_cast<K>(at.bin) << shift;
+    r.less += at.less;
+    r.equal = at.count;
+  }
+  return r;
+}
+
+struct MarkScratch {
+  int64_t low[32], high[32];
+};
+
+// Writes the mask of a row's (or tile's) elements: a warp takes a run of them, counts the ties before its own from those of
+// the warps before, then goes over its run again in order. low_before, high_before: ties ahead of the first element.
+template <typename K, typename Keys>
+__device__ __forceinline__ void mark(const Keys& keys, int64_t length, const Bounds<K>& bounds, int64_t low_before,
+                                     int64_t high_before, bool* patches, MarkScratch* scratch) {
+  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
+  const int64_t run = (length + blockDim.x - 1) / blockDim.x * 32, begin = warp * run;
+  const int64_t end = begin + run < length ? begin + run : length;
+  int64_t low = 0, high = 0;
+  for (int64_t i = begin + lane; i - lane < end; i += 32) {
+    const K key = i < end ? keys(i) : 0;
+    low += __popc(__ballot_sync(full_warp, i < end && key == bounds.low));
+    high += __popc(__ballot_sync(full_warp, i < end && key == bounds.high));
+  }
+  if (lane == 0) {
+    scratch->low[warp] = low;
+    scratch->high[warp] = high;
+  }
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) {
+    low_before += scratch->low[w];
+    high_before += scratch->high[w];
+  }
+  const unsigned below = (1u << lane) - 1;
+  for (int64_t i = begin + lane; i - lane < end; i += 32) {
+    const K key = i < end ? keys(i) : 0;
+    const unsigned at_low = __ballot_sync(full_warp, i < end && key == bounds.low);
+    const unsigned at_high = __ballot_sync(full_warp, i < end && key == bounds.high);
+    if (i < end) {
+      patches[i] = bounds.masked(key, low_before + __popc(at_low & below), high_before + __popc(at_high & below));
+    }
+    low_before += __popc(at_low);
+    high_before += __popc(at_high);
+  }
+}
+
+}  // namespace entmask::cuda

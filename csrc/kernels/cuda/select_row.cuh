@@ -1,0 +1,89 @@
+// Selection in rows that one block holds: one launch.
+//
+// Up to rank_limit patches a row each thread counts the rank of its own element against all others: P^2 comparisons, but
+// no barrier, and many rows share a block. Longer rows that fit shared memory take a radix select, a block each.
+#pragma once
+
+#include "entropy_pool.cuh"
+#include "select.cuh"
+
+namespace entmask::cuda {
+
+constexpr int rank_threads = 256;
+
+// FINISH: the scores are first added up from the parts of split patches, and written.
+template <typename F, bool FINISH>
+__global__ void __launch_bounds__(rank_threads)
+    select_rank_kernel(const F* __restrict__ scores,  // [rows, P]; unread with FINISH
+                       bool* __restrict__ patches,    // [rows, P]
+                       int64_t rows, int32_t rows_a_block, Rule rule, PoolFinish finish) {
+  using K = Key<F>;
+  __shared__ K keys[rank_limit];
+  const int32_t length = static_cast<int32_t>(rule.length);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * rows_a_block, first = first_row * length;
+  const int32_t held = static_cast<int32_t>(rows - first_row < rows_a_block ? rows - first_row : rows_a_block) * length;
+  if constexpr (FINISH) {
+    for (int32_t i = threadIdx.x / 32; i < held; i += rank_threads / 32) {
+      const F score = finished_score<F>(finish, first + i);
+      if ((threadIdx.x & 31) == 0) {
+        static_cast<F*>(finish.scores)[first + i] = score;
+        keys[i] = key_of(score);
+      }
+    }
+  } else {
+    for (int32_t i = threadIdx.x; i < held; i += rank_threads) keys[i] = key_of(scores[first + i]);
+  }
+  __syncthreads();
+  const K limit = rule.limit<F>();
+  for (int32_t i = threadIdx.x; i < held; i += rank_threads) {
+    const K own = keys[i];
+    const int32_t row = i - i % length;
+    int32_t less = 0, equal = 0, before = 0, passing = 0;
+    for (int32_t j = row; j < row + length; ++j) {
+      const K key = keys[j];
+      less += key < own;
+      equal += key == own;
+      before += key == own && j < i;
+      passing += rule.passes(key, limit);
+    }
+    patches[first + i] = masked_by_rank(rule, chosen(rule, passing), less, equal, before);
+  }
+}
+
+template <typename F>
+__global__ void __launch_bounds__(1024)
+    select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                        bool* __restrict__ patches,    // [rows, P]
+                        Rule rule) {
+  using K = Key<F>;
+  DYNAMIC_SHARED(K, keys);  // [P]
+  __shared__ RadixScratch radix;
+  __shared__ MarkScratch mark_scratch;
+  __shared__ unsigned passing;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * rule.length;
+  const K limit = rule.limit<F>();
+  if (threadIdx.x == 0) passing = 0;
+  __syncthreads();
+  for (int64_t base = 0; base < rule.length; base += blockDim.x) {
+    const int64_t i = base + threadIdx.x;
+    const K key = i < rule.length ? key_of(scores[first + i]) : 0;
+    if (i < rule.length) keys[i] = key;
+    tally(&passing, 0, i < rule.length && rule.passes(key, limit));
+  }
+  __syncthreads();
+  const Chosen c = chosen(rule, passing);
+  if (c.k == 0) {
+    for (int64_t i = threadIdx.x; i < rule.length; i += blockDim.x) patches[first + i] = false;
+    return;
+  }
+  const auto key_at = [&](int64_t i) { return keys[i]; };
+  constexpr int bits = 8 * sizeof(K);
+  const Ranked<K> low = radix_select<K>(key_at, rule.length, 0, bits, 0, bound_rank(rule, c, 0), &radix);
+  Ranked<K> high{};
+  if (c.hinted > 0 && !rule.lowest) {
+    high = radix_select<K>(key_at, rule.length, 0, bits, 0, bound_rank(rule, c, 1), &radix);
+  }
+  mark(key_at, rule.length, bounds_of(rule, c, low, high), 0, 0, patches + first, &mark_scratch);
+}
+
+}  // namespace entmask::cuda
