@@ -16,7 +16,9 @@ COMMANDS = {
     "methods": ("train.methods", "list the methods with their formulas"),
     "report": ("train.report", "compare runs: table and figure"),
 }
-USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(
+    f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -57,8 +57,8 @@ def indices(seed: int, stream: int, step: int, batch: int, count: int) -> list[i
 def random_transforms(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
     """Where each output pixel is read from: sizes (N, 2) of the slices -> (N, 2, 3) maps of normalised (x, y).
 
-    Half of the slices are turned by a multiple of 90 degrees and flipped, half of the rest turned within 20 degrees. All
-    numbers are drawn whatever is used, so that one slice's luck does not shift the next one's.
+    Half of the slices are turned by a multiple of 90 degrees and flipped, half of the rest turned within 20 degrees.
+    All numbers are drawn whatever is used, so that one slice's luck does not shift the next one's.
     """
     n = len(sizes)
     kind = rng.random((n, 2)) < 0.5

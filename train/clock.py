@@ -49,7 +49,7 @@ class Clock:
         self.collect()
         total = sum(self.totals.values())
         lines = ["time a step:"]
-        for name, seconds in self.totals.items():
-            lines.append(f"  {name:<10}{1000 * seconds / max(self.steps, 1):9.2f} ms  {seconds / max(total, 1e-12):6.1%}")
-        lines.append(f"  {'all':<10}{1000 * total / max(self.steps, 1):9.2f} ms")
+        for name, seconds in {**self.totals, "all": total}.items():
+            each = 1000 * seconds / max(self.steps, 1)
+            lines.append(f"  {name:<10}{each:9.2f} ms  {seconds / max(total, 1e-12):6.1%}")
         return "\n".join(lines)

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_type_hints
 @dataclass(frozen=True)
 class DataConfig:
     root: Path | None = None
-    """Folder in the ACDC h5 layout (train.list, train_slices.list, val.list, data/). None: the embedded phantom, written to data/phantom."""
+    """Folder in the ACDC h5 layout (train.list, train_slices.list, val.list, data/). None: the embedded phantom, which
+    is written to data/phantom."""
     labelled: int | None = None
     """How many patients, the first of train.list, have labels."""
     classes: int = 4
@@ -38,11 +39,11 @@ class TeacherConfig:
     ema_decay: float = 0.99
     """Decay of the teacher's moving average: min(1 - 1 / (t + 1), ema_decay) at step t."""
     ema_buffers: bool = True
-    """The teacher's batch-norm statistics follow the student's by the same average. False: it keeps its own, from its own forward
-    passes, which needs teacher_mode train and a method that runs the teacher."""
+    """The teacher's batch-norm statistics follow the student's by the same average. False: it keeps its own, from its
+    own forward passes, which needs teacher_mode train and a method that runs the teacher."""
     teacher_mode: Literal["eval", "train"] = "eval"
-    """Mode of the teacher when it makes pseudo-labels. In train mode its dropout is on, which raises the entropy and makes the mask
-    vary from step to step."""
+    """Mode of the teacher when it makes pseudo-labels. In train mode its dropout is on, which raises the entropy and
+    makes the mask vary from step to step."""
     judge: Literal["student", "teacher"] = "student"
     """Which network the validation judges, and `predict` and `evaluate` take by default."""
 
@@ -56,7 +57,8 @@ class LossConfig:
     consistency_weight: float = 1.0
     """Weight of the consistency loss after its ramp."""
     consistency_ce: Literal["region", "unweighted"] = "region"
-    """region: mask_weight x mean over masked pixels + mean over visible ones, an empty region adds 0. unweighted: the mean over all."""
+    """region: mask_weight x mean over masked pixels + mean over visible ones, an empty region adds 0. unweighted: the
+    mean over all."""
     mask_weight: float = 1.5
     """Weight of the masked pixels' cross entropy against the visible ones'."""
     background_weight: float | None = None
@@ -70,7 +72,7 @@ class MaskConfig:
     patch_size: int | None = None
     """Side of a patch in pixels."""
     ratio: tuple[float, ...] | None = None
-    """Share of the patches that is masked (random and top-r methods); two numbers: ramped from the first to the second."""
+    """Share of the patches that is masked (random and top-r methods); two numbers: ramped from one to the other."""
     threshold: tuple[float, ...] = (0.75,)
     """Normalised entropy from which a pixel counts as unsure (entropy-pixel, entropy-count); two numbers: ramped."""
     min_patches: int = 0
@@ -110,12 +112,13 @@ class FitConfig:
     method: str = "topr"
     """What the student is shown and told about unlabelled slices; `python -m train methods` lists them."""
     recipe: Literal["quick", "iterations", "epochs"] = "quick"
-    """Where unset fields come from. quick: minutes on two cores; iterations: 30,000 steps of 12 + 12 at 256x256, consistency from step
-    1,000; epochs: 1,000 epochs of 2 + 18 at 256x256."""
+    """Where unset fields come from. quick: minutes on two cores; iterations: 30,000 steps of 12 + 12 at 256x256,
+    consistency from step 1,000; epochs: 1,000 epochs of 2 + 18 at 256x256."""
     seed: int = 0
     """Seed of the weights, the data order, the augmentation, the masks and dropout."""
     output: Path | None = None
-    """Run folder. None: runs/<data>-<method>-<labelled>-seed<seed>. The same command on the same folder continues the run."""
+    """Run folder. None: runs/<data>-<method>-<labelled>-seed<seed>. The same command on the same folder continues the
+    run."""
     device: str = "auto"
     """auto: cuda if there is one, else cpu; or any torch device."""
     autocast: Literal["no", "bf16", "fp16"] = "no"

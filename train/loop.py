@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from train.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.config import FitConfig, flatten, from_dict, to_json
 from train.evaluate import evaluate_volumes
 from train.layout import labelled_slices, read_list, read_volume, volume_path
-from train.methods import find, pseudo_labels
+from train.methods import METHODS, pseudo_labels
 from train.monitor import Monitor, NotFinite, Watch, read_rows
 from train.panels import save_panel
 from train.phantom import ensure_phantom
@@ -55,13 +54,14 @@ def check_same_run(folder: Path, config: FitConfig) -> None:
     changed = [f"{k} {before[k]} -> {now[k]}" for k in now if k not in ("output", "device") and before[k] != now[k]]
     if changed:
         raise ValueError(
-            f"output {folder} holds a run with other settings ({'; '.join(changed)}): give another --output, or remove the folder"
+            f"output {folder} holds a run with other settings ({'; '.join(changed)}): "
+            "give another --output, or remove the folder"
         )
 
 
 def read_data(config: FitConfig, device: torch.device) -> Data:
     """Everything the run reads, in memory; each file is checked before training starts."""
-    s, method = settings(config), find(config.method)
+    s, method = settings(config), METHODS[config.method]
     root = ensure_phantom(PHANTOM) if s.root is None else s.root
     labelled, unlabelled = labelled_slices(root, s.labelled)
     if method.all_labels:
@@ -123,7 +123,7 @@ class Fit:
             checkpoint.remove_parts(folder)
             checkpoint.write_atomically(folder / "config.json", to_json(config).encode())
         world.wait()
-        self.monitor = Monitor(folder, world, Watch(find(config.method), s.unlabelled_batch), self.start)
+        self.monitor = Monitor(folder, world, Watch(METHODS[config.method], s.unlabelled_batch), self.start)
 
     def resume(self) -> int:
         path = self.folder / CHECKPOINTS["last"]
@@ -137,8 +137,16 @@ class Fit:
     def run(self) -> Path:
         config, monitor = self.config, self.monitor
         every, panel_every = settings(config).validate_every, settings(config).panel_every
-        say(self.world, f"{self.folder}: {config.method}, step {self.start} of {self.iterations}, {self.trainer.device}")
-        bar = tqdm(total=self.iterations, initial=self.start, disable=not self.world.writes, dynamic_ncols=True, mininterval=0.5)
+        say(
+            self.world, f"{self.folder}: {config.method}, step {self.start} of {self.iterations}, {self.trainer.device}"
+        )
+        bar = tqdm(
+            total=self.iterations,
+            initial=self.start,
+            disable=not self.world.writes,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
         try:
             for index in range(self.start, self.iterations):
                 done = index + 1
@@ -156,7 +164,9 @@ class Fit:
         except NotFinite as error:
             kept = self.folder / CHECKPOINTS["last"]
             where = f"{kept} is from before" if kept.is_file() else "there was no checkpoint yet"
-            raise NotFinite(f"{error}; {where}. Lower --lr or --consistency-weight, or use --autocast no or bf16") from None
+            raise NotFinite(
+                f"{error}; {where}. Lower --lr or --consistency-weight, or use --autocast no or bf16"
+            ) from None
         finally:
             bar.close()
             monitor.close()
@@ -173,7 +183,7 @@ class Fit:
         bar.set_postfix({short: f"{latest[name]:.3f}" for name, short in names.items() if name in latest})
 
     def validate(self, done: int) -> None:
-        """Judges the network on the validation volumes, then saves: the best first, so that last.pt never promises more than there is."""
+        """Judges the network, then saves: the best first, so that last.pt never promises more than there is."""
         if self.world.writes:
             s = settings(self.config)
             rows = evaluate_volumes(self.trainer.judged, self.volumes, s.size, s.classes, metrics=("dice",))
@@ -220,8 +230,7 @@ class Fit:
         rows = {row["step"]: row for row in read_rows(self.folder / "metrics.jsonl") if row["kind"] == "validation"}
         table = dice_table({"best": rows[self.best["step"]], "last": rows[self.iterations]})
         checkpoint.write_atomically(self.folder / "validation.txt", table.encode())
-        latest = self.folder / "panel.png"
-        shutil.copyfile(self.folder / "panels" / f"step_{self.iterations:06d}.png", latest)
+        latest = self.folder / "panels" / f"step_{self.iterations:06d}.png"
         print(f"\nvalidation Dice of the {self.config.teacher.judge} on {len(self.volumes)} volumes\n{table}")
         if self.trainer.clock.steps:
             print(self.trainer.clock.table())

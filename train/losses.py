@@ -17,7 +17,9 @@ def supervised_loss(logits: Tensor, labels: Tensor, settings: SimpleNamespace) -
     return entmask_ext.consistency_loss(logits, labels, ce_weight=settings.ce_weight, dice_weight=settings.dice_weight)
 
 
-def unlabelled_loss(logits: Tensor, view: View, settings: SimpleNamespace, class_weight: Tensor | None) -> ConsistencyLoss:
+def unlabelled_loss(
+    logits: Tensor, view: View, settings: SimpleNamespace, class_weight: Tensor | None
+) -> ConsistencyLoss:
     """The student's logits for view.images against the teacher's pseudo-labels for the whole images."""
     region = settings.consistency_ce == "region" and view.permutation is None
     return entmask_ext.consistency_loss(

@@ -1,7 +1,7 @@
 """The methods: what the student is shown of an unlabelled slice, and how its answer is held against the teacher's.
 
-A strategy makes a View from the whole image and the teacher's logits. Each method is a strategy and the settings that it
-brings along; one line of METHODS, and `python -m train methods` prints them.
+A strategy makes a View from the whole image and the teacher's logits. Each method is a strategy and the settings that
+it brings along, one entry of METHODS; `python -m train methods` prints them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,14 @@ class EntropyPatches:
         else:
             rule = {"score": "count", "threshold": threshold, "min_score": 0.5, "min_patches": settings.min_patches}
         masked = entmask_ext.patch_mask(
-            images, logits, size, order=self.order, hint=settings.hint, scope=settings.scope, label_dtype=torch.uint8, **rule
+            images,
+            logits,
+            size,
+            order=self.order,
+            hint=settings.hint,
+            scope=settings.scope,
+            label_dtype=torch.uint8,
+            **rule,
         )
         assert masked.labels is not None
         return View(masked.image, masked.labels, masked.patches, size, masked.scores)
@@ -114,7 +121,7 @@ METHODS: dict[str, Method] = {
     "random": Method("random patches", "k = floor(ratio P) random patches of each image are masked", RandomPatches()),
     "mcl": Method(
         "random patches with the masked-consistency recipe",
-        "as random; L = 0.4 CE + 0.6 Dice, CE = 1.5 mean_masked + mean_visible, background 0.1, from 10 % of the run, lr >= lr0 / 10",
+        "as random; CE = 1.5 mean_masked + mean_visible, L = 0.4 CE + 0.6 Dice, lr >= lr0 / 10",
         RandomPatches(),
         {"ce_weight": 0.4, "dice_weight": 0.6, "background_weight": 0.1, "consistency_from": 0.1, "lr_floor": 0.1},
     ),
@@ -122,7 +129,9 @@ METHODS: dict[str, Method] = {
         "unsure pixels", f"pixels with H >= threshold are masked; {H}", EntropyPatches("threshold", patch_size=1)
     ),
     "entropy-count": Method(
-        "patches of mostly unsure pixels", "patches with mean[H >= threshold] >= 1/2 are masked", EntropyPatches("count")
+        "patches of mostly unsure pixels",
+        "patches with mean[H >= threshold] >= 1/2 are masked",
+        EntropyPatches("count"),
     ),
     "entropy-topr": Method(
         "the most uncertain patches",
@@ -130,7 +139,9 @@ METHODS: dict[str, Method] = {
         EntropyPatches("ratio"),
     ),
     "entropy-lowr": Method(
-        "the surest patches", "the k = floor(ratio P) patches of lowest mean H are masked", EntropyPatches("ratio", "lowest")
+        "the surest patches",
+        "the k = floor(ratio P) patches of lowest mean H are masked",
+        EntropyPatches("ratio", "lowest"),
     ),
     "entropy-topr-hint": Method(
         "the most uncertain patches but for a hint",
@@ -147,11 +158,16 @@ METHODS: dict[str, Method] = {
 ALIASES = {"topr": "entropy-topr"}
 
 
-def find(name: str) -> Method:
+def full_name(name: str) -> str:
+    """The method's own name.
+
+    Raises:
+        ValueError: there is no such method.
+    """
     name = ALIASES.get(name, name)
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join([*METHODS, *ALIASES])}; got {name!r}")
-    return METHODS[name]
+    return name
 
 
 def describe() -> str:

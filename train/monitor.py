@@ -1,7 +1,7 @@
 """The numbers of a run: gathered on the device, brought over every n steps, written to one file and to TensorBoard.
 
-metrics.jsonl holds one JSON object a line: {"kind": "train", "step": ...} for every step, "validation", "warning" and "stopped"
-rows in between. A number that is not finite is null there.
+metrics.jsonl holds one JSON object a line: {"kind": "train", "step": ...} for every step, "validation", "warning" and
+"stopped" rows in between. A number that is not finite is null there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Watch:
-    """Turns rows into warnings, each given once. It sees row after row, so that a resumed run warns as an unbroken one."""
+    """Turns rows into warnings, each given once; it sees row after row, so a resumed run warns as an unbroken one."""
 
     def __init__(self, method: Method, images: int) -> None:
         self.method, self.images = method, images
@@ -63,23 +63,26 @@ class Watch:
             if len(self.tied) == TIED_LOGS and min(self.tied) > 0.5:
                 found.append(("tied", self.ties()))
         rows = [
-            {"kind": "warning", "step": row["step"], "about": about, "text": text} for about, text in found if about not in self.given
+            {"kind": "warning", "step": row["step"], "about": about, "text": text}
+            for about, text in found
+            if about not in self.given
         ]
         self.given.update(about for about, _ in found)
         return rows
 
     def vanished(self, share: float) -> str:
         if self.method.by_threshold:
-            remedy = "lower --threshold or ramp it down (--threshold 0.75 0.6), set --min-patches, or take --method entropy-topr"
+            remedy = "lower --threshold or ramp it (--threshold 0.75 0.6), set --min-patches, or take entropy-topr"
         else:
             remedy = "raise --ratio"
-        return f"the mask has vanished: {share:.0%} of the images of the last {WINDOW} steps have no masked patch; {remedy}"
+        seen = f"{share:.0%} of the images of the last {WINDOW} steps have no masked patch"
+        return f"the mask has vanished: {seen}; {remedy}"
 
     def ties(self) -> str:
         return (
-            f"most patches' scores tie ({min(self.tied):.0%} or more in the last {TIED_LOGS} logged steps): the teacher is saturated, and "
-            "tied patches are taken from the top left on; shorten training on the labels alone (--consistency-from), use --teacher-mode "
-            "train, or --method random"
+            f"most scores tie ({min(self.tied):.0%} or more in the last {TIED_LOGS} logged steps): the teacher "
+            "is saturated, and tied patches are taken from the top left on; let consistency set in earlier "
+            "(--consistency-from), use --teacher-mode train, or mask at random"
         )
 
 

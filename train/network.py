@@ -1,7 +1,7 @@
 """The 2-D U-Net that semi-supervised cardiac segmentation compares methods on.
 
-Five levels of two 3x3 convolutions (batch norm, LeakyReLU), dropout between the two in the encoder, max pooling down, skip
-connections across (Ronneberger et al., MICCAI 2015; widths and dropout as in Luo et al.'s semi-supervised benchmark code).
+Five levels of two 3x3 convolutions (batch norm, LeakyReLU), dropout between the two in the encoder, max pooling down,
+skip connections across (Ronneberger et al., MICCAI 2015), with the widths and dropout that the field's code has.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def upsample(inputs: int, outputs: int, how: Literal["bilinear", "transposed"]) 
 
 
 class UNet(nn.Module):
-    """images (N, C, H, W) -> logits (N, K, H, W); H and W are multiples of 2 ** (levels - 1), 16 with the default channels."""
+    """images (N, C, H, W) -> logits (N, K, H, W); H and W are multiples of 2 ** (levels - 1), 16 by default."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != len(dropout) or len(channels) < 2:
-            raise ValueError(f"channels and dropout must be of one length, at least 2, got {len(channels)} and {len(dropout)}")
+            raise ValueError(
+                f"channels and dropout must be of one length, at least 2, got {len(channels)} and {len(dropout)}"
+            )
         self.encoder = nn.ModuleList(
             conv_block(i, o, p) for i, o, p in zip((in_channels, *channels[:-1]), channels, dropout, strict=True)
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ def save_panel(
     truth: Tensor,
     rows: int = 4,
 ) -> None:
-    """images and view (N, 1, H, W), entropy (N, H, W) in [0, 1], patches (N, Gh, Gw) bool, labels and truth (N, H, W)."""
+    """images, view (N, 1, H, W); entropy (N, H, W) in [0, 1]; patches (N, Gh, Gw) bool; labels, truth (N, H, W)."""
     height, width = images.shape[2:]
     if patches is None or patch_size is None:
         masked = torch.zeros(len(images), height, width)
@@ -64,10 +65,15 @@ def save_panel(
     write_atomically(path, buffer.getvalue())
 
 
-def overlay(axis: object, labels: np.ndarray) -> None:
+def overlay(axis: Axes, labels: np.ndarray) -> None:
     colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(max(int(labels.max()), 1))]
-    axis.imshow(  # type: ignore[attr-defined]
-        np.ma.masked_equal(labels, 0), cmap=ListedColormap(colours), vmin=0.5, vmax=len(colours) + 0.5, alpha=0.6, interpolation="nearest"
+    axis.imshow(
+        np.ma.masked_equal(labels, 0),
+        cmap=ListedColormap(colours),
+        vmin=0.5,
+        vmax=len(colours) + 0.5,
+        alpha=0.6,
+        interpolation="nearest",
     )
 
 

@@ -62,7 +62,8 @@ def resolve(config: FitConfig) -> FitConfig:
     Raises:
         ValueError: a value out of range, or two that exclude each other; the message names the field.
     """
-    method = methods.find(config.method)
+    config = replace_fields(config, {"method": methods.full_name(config.method)})
+    method = methods.METHODS[config.method]
     flat = flatten(config)
     defaults = {**COMMON, **RECIPES[config.recipe], **method.defaults}
     if flat["iterations"] is not None and flat["epochs"] is not None:
@@ -90,7 +91,15 @@ def check(s: SimpleNamespace, method: methods.Method) -> None:
     require(min(s.channels) > 0, "channels", "positive")
     require(2 <= s.classes <= 255, "classes", "in [2, 255]")
     require(min(s.size) > 0 and all(n % levels == 0 for n in s.size), "size", f"positive multiples of {levels}")
-    for name in ("labelled", "labelled_batch", "unlabelled_batch", "patch_size", "validate_every", "log_every", "panel_every"):
+    for name in (
+        "labelled",
+        "labelled_batch",
+        "unlabelled_batch",
+        "patch_size",
+        "validate_every",
+        "log_every",
+        "panel_every",
+    ):
         require(getattr(s, name) >= 1, name, "at least 1")
     require((s.iterations or s.epochs) >= 1, "epochs" if s.iterations is None else "iterations", "at least 1")
     require(s.lr > 0, "lr", "positive")
@@ -106,8 +115,16 @@ def check(s: SimpleNamespace, method: methods.Method) -> None:
         require(getattr(s, name) >= 0, name, "at least 0")
     require(0 <= s.ema_decay < 1, "ema_decay", "in [0, 1)")
     if not s.ema_buffers:
-        require(s.teacher_mode == "train", "teacher_mode", "train when ema_buffers is off (its batch norm would never leave its start)")
-        require(method.strategy is not None or s.judge == "student", "judge", "student when the teacher never runs and ema_buffers is off")
+        require(
+            s.teacher_mode == "train",
+            "teacher_mode",
+            "train when ema_buffers is off (its batch norm would never leave its start)",
+        )
+        require(
+            method.strategy is not None or s.judge == "student",
+            "judge",
+            "student when the teacher never runs and ema_buffers is off",
+        )
     if isinstance(method.strategy, methods.ShuffledPairs):
         require(s.unlabelled_batch % 2 == 0, "unlabelled_batch", "even: pairs are shuffled")
         require(all(n % s.patch_size == 0 for n in s.size), "patch_size", f"a divisor of size {s.size}")

@@ -17,7 +17,7 @@ from train.batches import Batch, Batches
 from train.checkpoint import build_network
 from train.clock import Clock
 from train.config import FitConfig
-from train.methods import Method, View, find
+from train.methods import METHODS, Method, View
 from train.recipes import settings
 from train.schedule import Schedule
 from train.world import World
@@ -42,12 +42,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool) -> None:
     """teacher = decay teacher + (1 - decay) student; counters are copied."""
-    ours, theirs = list(teacher.parameters()), list(student.parameters())
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
     if buffers:
         for mine, its in zip(teacher.buffers(), student.buffers(), strict=True):
             if mine.is_floating_point():
-                ours.append(mine)  # type: ignore[arg-type]
-                theirs.append(its)  # type: ignore[arg-type]
+                ours.append(mine)
+                theirs.append(its)
             else:
                 mine.copy_(its)
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)
@@ -74,7 +75,7 @@ class Trainer:
         world: World | None = None,
     ) -> None:
         self.settings: SimpleNamespace = settings(config)
-        self.method: Method = find(config.method)
+        self.method: Method = METHODS[config.method]
         self.schedule = Schedule(iterations, self.settings)
         self.labelled, self.unlabelled = labelled, unlabelled
         self.device = device
@@ -83,7 +84,9 @@ class Trainer:
         self.student = build_network(config).to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(config.teacher.teacher_mode == "train")
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
         self.autocast_dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.autocast]
         self.class_weight = losses.class_weights(self.settings, device)
@@ -129,7 +132,9 @@ class Trainer:
             loss = supervised.total
             device = {"supervised": loss, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
             if view is not None:
-                consistency = losses.unlabelled_loss(logits[len(labelled.images) :], view, self.settings, self.class_weight)
+                consistency = losses.unlabelled_loss(
+                    logits[len(labelled.images) :], view, self.settings, self.class_weight
+                )
                 loss = loss + weight * consistency.total
                 device |= {
                     "consistency": consistency.total,

@@ -54,10 +54,10 @@ def join(device: str) -> tuple[World, torch.device]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local}"
     try:
         chosen = torch.device(device)
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", local)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not usable here: {error}") from None

@@ -1,0 +1,155 @@
+"""`python -m train report RUN...`: runs side by side with mean and spread over seeds, and a figure of how they went."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from train.checkpoint import write_atomically
+from train.config import FitConfig, flatten, from_dict
+from train.monitor import Row, read_rows
+
+CURVES = {
+    "dice_mean": "validation Dice",
+    "masked": "share of patches masked",
+    "above_threshold": "share of pixels above the threshold",
+    "threshold": "threshold",
+}
+SAME = ("seed", "output", "device")  # what runs of one group may differ in
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare runs: a table with mean and spread over seeds, and a figure."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders; those that differ only in their seed make one line."""
+    output: Path = Path("report.png")
+    """The figure; the table goes beside it as .csv."""
+
+
+@dataclass(frozen=True)
+class Run:
+    config: FitConfig
+    rows: list[Row]
+
+    def kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        seen = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        return [step for step, _ in seen], [value for _, value in seen]
+
+    def summary(self) -> dict[str, float]:
+        validations = self.kind("validation")
+        best = max(validations, key=lambda row: float(row["dice_mean"]))
+        last = validations[-1]
+        numbers = {f"best {name.removeprefix('dice_')}": best[name] for name in best if name.startswith("dice_")}
+        numbers |= {"best step": best["step"], "last mean": last["dice_mean"]}
+        masked = self.curve("masked")[1]
+        if masked:
+            images = flatten(self.config)["unlabelled_batch"] * len(masked)
+            unmasked = self.curve("images_unmasked")[1]
+            numbers |= {"masked": statistics.fmean(masked), "images unmasked": sum(unmasked) / images}
+        return numbers
+
+
+def read_run(folder: Path) -> Run:
+    """Raises FileNotFoundError or ValueError, naming the folder, if it holds no run with a validation."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: {path} does not exist")
+    run = Run(from_dict(json.loads(path.read_text())), read_rows(folder / "metrics.jsonl"))
+    if not run.kind("validation"):
+        raise ValueError(f"{folder} has no validation yet in {folder / 'metrics.jsonl'}")
+    return run
+
+
+def group(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, under a name made of the method and of what else tells groups apart."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    settings: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        flat = {k: v for k, v in flatten(run.config).items() if k not in SAME}
+        key = json.dumps(flat, default=str, sort_keys=True)
+        settings[key] = flat
+        groups[key].append(run)
+    named: dict[str, list[Run]] = {}
+    for key, members in groups.items():
+        rivals = [other for other in settings.values() if other["method"] == settings[key]["method"]]
+        telling = [name for name in settings[key] if any(other[name] != settings[key][name] for other in rivals)]
+        name = " ".join([settings[key]["method"], *(f"{name}={short(settings[key][name])}" for name in telling)])
+        named[name] = members
+    return named
+
+
+def short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def table(groups: dict[str, list[Run]]) -> tuple[str, str]:
+    """The table for the eye, and the same as CSV."""
+    summaries = {name: [run.summary() for run in runs] for name, runs in groups.items()}
+    columns = list(dict.fromkeys(c for runs in summaries.values() for summary in runs for c in summary))
+    lines, csv = [["run", "seeds", *columns]], [["run", "seeds", *(f"{c}{s}" for c in columns for s in ("", " sd"))]]
+    for name, runs in summaries.items():
+        line, record = [name, str(len(runs))], [name.replace(",", ";"), str(len(runs))]
+        for column in columns:
+            values = [summary[column] for summary in runs if column in summary]
+            if not values:
+                line.append("-")
+                record += ["", ""]
+                continue
+            digits = 0 if column == "best step" else 4
+            mean = statistics.fmean(values)
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            line.append(f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}"))
+            record += [repr(mean), "" if spread is None else repr(spread)]
+        lines.append(line)
+        csv.append(record)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return text, "\n".join(",".join(record) for record in csv) + "\n"
+
+
+def figure(groups: dict[str, list[Run]]) -> bytes:
+    """Dice, coverage and threshold over the steps; a colour a group, a thin line a seed."""
+    picture = Figure(figsize=(9, 2.6 * len(CURVES)), layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.subplots(len(CURVES), 1, sharex=True)
+    for axis, (curve, title) in zip(axes, CURVES.items(), strict=True):
+        for i, (name, runs) in enumerate(groups.items()):
+            for j, run in enumerate(runs):
+                axis.plot(*run.curve(curve), color=f"C{i}", lw=1.2, alpha=0.85, label=name if j == 0 else None)
+        axis.set_ylabel(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    axes[-1].set_xlabel("step")
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def main(config: Config) -> None:
+    if not config.runs:
+        raise ValueError("runs: give at least one run folder")
+    groups = group([read_run(folder) for folder in config.runs])
+    text, csv = table(groups)
+    write_atomically(config.output, figure(groups))
+    write_atomically(config.output.with_suffix(".csv"), csv.encode())
+    print(text)
+    print(f"figure: {config.output}\ntable:  {config.output.with_suffix('.csv')}")
