@@ -28,6 +28,7 @@ CSRC = ROOT / "csrc"
 # One copy of the kernels an instruction set, chosen at run time. Never -march=native: the build must run elsewhere.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC's own AVX-512 header sets them off
 X86_ISAS: dict[str, list[str]] = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
 OTHER_ISAS: dict[str, list[str]] = {"baseline": []}
 
@@ -170,7 +171,7 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
             compile(source, rule="nvcc")
 
     # torch is imported before _C, so its libraries are found by name: no rpath, which would tie _C to one folder.
-    libraries = [f"-L{torch.library_dir}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]
+    libraries: list[object] = [f"-L{torch.library_dir}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]
     if kit:
         libraries += ["-ltorch_cuda", "-lc10_cuda", kit.cudart]
     libraries.append(torch.openmp or "-fopenmp")
