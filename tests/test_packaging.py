@@ -94,7 +94,7 @@ def test_isolated_build_asks_for_no_second_torch_and_writes_the_same_commands(
     code = """if True:
         import importlib.util, json
         assert importlib.util.find_spec("torch") is None
-        from build_backend import extension, toolkit, torch_env
+        from build_backend import extension, hooks, toolkit, torch_env
         found = torch_env.require()
         print(json.dumps([found.version, hooks.get_requires_for_build_editable(),
                           extension.ninja_file(found, toolkit.decide(found))]))
