@@ -125,6 +125,7 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
     const Grid& g = p.grid;
+    const auto patch = [&](int axis) { return Divider(g.patch[axis] < g.size[axis] ? g.patch[axis] : g.size[axis]); };
     const MapBackwardArguments a{p.logits,
                                  p.grad,
                                  p.grad_logits,
@@ -133,7 +134,7 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
                                  p.grad_logits_stride,
                                  p.classes,
                                  PixelIndex(p.batch, g.size, S::pixels),
-                                 {Divider(g.patch[0]), Divider(g.patch[1]), Divider(g.patch[2])},
+                                 {patch(0), patch(1), patch(2)},
                                  {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]),
                                   static_cast<int32_t>(g.size[2])},
                                  p.pooled,

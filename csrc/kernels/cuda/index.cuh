@@ -9,6 +9,8 @@
 
 namespace entmask::cuda {
 
+// (An axis of no elements counts as one here: nothing is divided by it.)
+//
 // n / d and n % d for 0 <= n < 2^62 and a fixed 1 <= d < 2^31: with l = ceil(log2 d) and m = floor(2^(B + l) / d) + 1,
 // floor(n m / 2^(B + l)) = floor(n / d) for all n < 2^B, as m d - 2^(B + l) <= 2^l.
 struct Divider {
@@ -19,9 +21,11 @@ struct Divider {
   int32_t wide_shift = 0;
 
   Divider() = default;
-  explicit Divider(int64_t d) : divisor(static_cast<int32_t>(d)) {
+  explicit Divider(int64_t length) {
+    const uint64_t d = length > 0 ? static_cast<uint64_t>(length) : 1;
+    divisor = static_cast<int32_t>(d);
     int log = 0;
-    while ((int64_t{1} << log) < d) ++log;
+    while ((uint64_t{1} << log) < d) ++log;
     narrow = static_cast<uint32_t>((uint64_t{1} << (31 + log)) / d + 1);
     narrow_shift = 31 + log;
     const int wide_log = log < 2 ? 2 : log;
@@ -83,7 +87,7 @@ struct PatchLookup {
 
   explicit PatchLookup(const Grid& grid) {
     for (int axis = 0; axis < 3; ++axis) {
-      patch[axis] = Divider(grid.patch[axis]);
+      patch[axis] = Divider(grid.patch[axis] < grid.size[axis] ? grid.patch[axis] : grid.size[axis]);
       count[axis] = grid.count[axis];
     }
   }
