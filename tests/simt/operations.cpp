@@ -1,0 +1,61 @@
+// The launchers of csrc/kernels/cuda/launch.h, for the driver.
+#include "kernels/cuda/launch.h"
+
+#include "driver.h"
+
+namespace {
+
+using namespace entmask;
+
+size_t no_workspace(const void*) { return 0; }
+
+template <typename P, size_t (*workspace)(const P&)>
+size_t workspace_of(const void* params) {
+  return workspace(*static_cast<const P*>(params));
+}
+// entropy_pool and select in one call: their params one after the other.
+struct PoolSelectParams {
+  EntropyPoolParams pool;
+  SelectParams select;
+};
+size_t pool_select_workspace(const void* params) {
+  const auto& p = *static_cast<const PoolSelectParams*>(params);
+  return cuda::entropy_pool_select_workspace(p.pool, p.select);
+}
+cudaError_t pool_select(const void* params, void* workspace, cudaStream_t stream) {
+  const auto& p = *static_cast<const PoolSelectParams*>(params);
+  return cuda::entropy_pool_select(p.pool, p.select, workspace, stream);
+}
+
+size_t loss_workspace_of(const void* params) {
+  return cuda::loss_forward_workspace(static_cast<const LossForwardParams*>(params)->loss);
+}
+
+template <typename P, cudaError_t (*run)(const P&, void*, cudaStream_t)>
+cudaError_t run_with_workspace(const void* params, void* workspace, cudaStream_t stream) {
+  return run(*static_cast<const P*>(params), workspace, stream);
+}
+template <typename P, cudaError_t (*run)(const P&, cudaStream_t)>
+cudaError_t run_alone(const void* params, void*, cudaStream_t stream) {
+  return run(*static_cast<const P*>(params), stream);
+}
+
+}  // namespace
+
+const simt::Operation simt::operations[] = {
+    {"entropy_pool", sizeof(EntropyPoolParams), workspace_of<EntropyPoolParams, cuda::entropy_pool_workspace>,
+     run_with_workspace<EntropyPoolParams, cuda::entropy_pool>},
+    {"entropy_map", sizeof(EntropyMapParams), no_workspace, run_alone<EntropyMapParams, cuda::entropy_map>},
+    {"entropy_backward", sizeof(EntropyBackwardParams), no_workspace,
+     run_alone<EntropyBackwardParams, cuda::entropy_backward>},
+    {"select", sizeof(SelectParams), workspace_of<SelectParams, cuda::select_workspace>,
+     run_with_workspace<SelectParams, cuda::select>},
+    {"entropy_pool_select", sizeof(PoolSelectParams), pool_select_workspace, pool_select},
+    {"apply_mask", sizeof(ApplyParams), no_workspace, run_alone<ApplyParams, cuda::apply_mask>},
+    {"loss_forward", sizeof(LossForwardParams), loss_workspace_of,
+     run_with_workspace<LossForwardParams, cuda::loss_forward>},
+    {"loss_backward", sizeof(LossBackwardParams), no_workspace,
+     run_alone<LossBackwardParams, cuda::loss_backward>},
+    {"shuffle_patches", sizeof(ShuffleParams), no_workspace, run_alone<ShuffleParams, cuda::shuffle_patches>},
+    {nullptr, 0, nullptr, nullptr},
+};
