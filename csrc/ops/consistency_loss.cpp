@@ -1,0 +1,246 @@
+// The consistency loss and its gradient. Saved for backward: the inputs and 4 + 3 K sums.
+#include <ATen/Functions.h>
+
+#include <cmath>
+
+#include "ops.h"
+#include "register.h"
+#include "stages.h"
+
+namespace entmask::ops {
+namespace {
+
+struct Weights {
+  double mask, ce, dice, smooth, offset;
+};
+
+void check_weight(double value, const char* name) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value >= 0, name, " must be finite and >= 0, got ", value);
+}
+
+// What the kernels read beside the logits; keeps converted copies alive.
+struct Inputs {
+  LossParams params;
+  Tensor patches, class_weight;
+};
+
+Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                    at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight, const Weights& w) {
+  check_image_like(logits, "logits", "K");
+  check_classes(logits);
+  check_same_device(logits, "logits", labels, "labels");
+  TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte || labels.scalar_type() == at::kLong,
+                   "labels must be uint8 or int64, got ", labels.scalar_type());
+  const auto shape = pixel_shape(logits);
+  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", shape, " for logits ", logits.sizes(), ", got ",
+                    labels.sizes());
+  check_weight(w.mask, "mask_weight");
+  check_weight(w.ce, "ce_weight");
+  check_weight(w.dice, "dice_weight");
+  check_weight(w.smooth, "smooth");
+  check_weight(w.offset, "denominator_offset");
+  TORCH_CHECK_VALUE(patches.has_value() == patch_size.has_value(),
+                    "patches and patch_size go together: a grid of patches does not tell their size. Got only ",
+                    patches.has_value() ? "patches" : "patch_size");
+
+  Inputs in{};
+  LossParams& p = in.params;
+  p.grid = patch_size ? make_grid(logits, *patch_size) : whole_image(logits);
+  if (patches) {
+    check_same_device(logits, "logits", *patches, "patches");
+    TORCH_CHECK_TYPE(patches->scalar_type() == at::kBool, "patches must be bool, got ", patches->scalar_type());
+    const auto grid = grid_shape(logits, p.grid);
+    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", grid, " for logits ", logits.sizes(),
+                      " and patch_size ", *patch_size, ", got ", patches->sizes());
+    in.patches = patches->contiguous();
+    p.patches = in.patches.const_data_ptr<bool>();
+  }
+  if (class_weight) {
+    check_same_device(logits, "logits", *class_weight, "class_weight");
+    float_dtype(*class_weight, "class_weight");
+    TORCH_CHECK_VALUE(class_weight->dim() == 1 && class_weight->size(0) == logits.size(1), "class_weight must have shape [",
+                      logits.size(1), "], one weight a class, got ", class_weight->sizes());
+    in.class_weight = class_weight->detach().to(compute_dtype(logits)).contiguous();
+    // On CUDA the values are not looked at: that would wait for the device.
+    if (in.class_weight.device().is_cpu()) {
+      const Tensor values = in.class_weight.to(at::kDouble);
+      for (int64_t k = 0; k < values.numel(); ++k) {
+        const double v = values.const_data_ptr<double>()[k];
+        TORCH_CHECK_VALUE(std::isfinite(v) && v >= 0, "class_weight must be finite and >= 0, got ", v, " for class ", k);
+      }
+    }
+    p.class_weight = in.class_weight.const_data_ptr();
+  }
+  p.logits = logits.const_data_ptr();
+  p.labels = labels.const_data_ptr();
+  p.logits_stride = strides_of(logits);
+  p.labels_stride = pixel_strides_of(labels);
+  p.dtype = float_dtype(logits, "logits");
+  p.label_dtype = labels.scalar_type() == at::kByte ? LabelDtype::uint8 : LabelDtype::int64;
+  p.batch = logits.size(0);
+  p.classes = logits.size(1);
+  p.mask_weight = w.mask;
+  p.ce_weight = w.ce;
+  p.dice_weight = w.dice;
+  p.smooth = w.smooth;
+  p.denominator_offset = w.offset;
+  return in;
+}
+
+LossResult consistency_loss_kernel(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                                   at::OptionalIntArrayRef patch_size, double mask_weight, const OptionalTensor& class_weight,
+                                   double ce_weight, double dice_weight, double smooth, double denominator_offset) {
+  const Inputs in = check_inputs(logits, labels, patches, patch_size, class_weight,
+                                 {mask_weight, ce_weight, dice_weight, smooth, denominator_offset});
+  const auto options = logits.options().dtype(compute_dtype(logits));
+  const Tensor total = at::empty({}, options), masked = at::empty({}, options), visible = at::empty({}, options),
+               dice = at::empty({}, options);
+  const Tensor sums = at::empty({4 + 3 * logits.size(1)}, logits.options().dtype(at::kDouble));
+  LossForwardParams p{};
+  p.loss = in.params;
+  p.sums = sums.mutable_data_ptr<double>();
+  p.total = total.mutable_data_ptr();
+  p.ce_masked = masked.mutable_data_ptr();
+  p.ce_visible = visible.mutable_data_ptr();
+  p.dice = dice.mutable_data_ptr();
+  run(p, logits.device());
+  return {total, masked, visible, dice, sums};
+}
+
+Tensor consistency_loss_backward_kernel(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
+                                        const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice,
+                                        const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                                        at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight,
+                                        const Tensor& sums, double mask_weight, double ce_weight, double dice_weight,
+                                        double smooth, double denominator_offset) {
+  const Inputs in = check_inputs(logits, labels, patches, patch_size, class_weight,
+                                 {mask_weight, ce_weight, dice_weight, smooth, denominator_offset});
+  check_same_device(logits, "logits", sums, "sums");
+  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums must be float64, got ", sums.scalar_type());
+  TORCH_CHECK_VALUE(sums.dim() == 1 && sums.size(0) == 4 + 3 * logits.size(1) && sums.is_contiguous(),
+                    "sums must be contiguous of shape [", 4 + 3 * logits.size(1), "], got ", sums.sizes());
+  auto pointer = [&](const OptionalTensor& g, const char* name) -> const void* {
+    if (!g || !g->defined()) return nullptr;
+    check_same_device(logits, "logits", *g, name);
+    TORCH_CHECK_VALUE(g->dim() == 0 && g->scalar_type() == compute_dtype(logits), name, " must be a 0-d ",
+                      compute_dtype(logits), " tensor, got ", g->scalar_type(), " of shape ", g->sizes());
+    return g->const_data_ptr();
+  };
+  Tensor out = empty_like_format(logits);
+  LossBackwardParams p{};
+  p.loss = in.params;
+  p.sums = sums.const_data_ptr<double>();
+  p.grad_total = pointer(grad_total, "grad_total");
+  p.grad_ce_masked = pointer(grad_ce_masked, "grad_ce_masked");
+  p.grad_ce_visible = pointer(grad_ce_visible, "grad_ce_visible");
+  p.grad_dice = pointer(grad_dice, "grad_dice");
+  p.grad_logits = out.mutable_data_ptr();
+  p.grad_logits_stride = strides_of(out);
+  run(p, logits.device());
+  return out;
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct ConsistencyLoss : torch::autograd::Function<ConsistencyLoss> {
+  template <class F>
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                               at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight, const Weights& w,
+                               const F& compute) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [total, masked, visible, dice, sums] = compute();
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({logits, labels, patches.value_or(Tensor()), class_weight.value_or(Tensor()), sums});
+    if (patch_size) ctx->saved_data["patch_size"] = patch_size->vec();
+    ctx->saved_data["weights"] = std::vector<double>{w.mask, w.ce, w.dice, w.smooth, w.offset};
+    ctx->mark_non_differentiable({sums});
+    return {total, masked, visible, dice, sums};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    auto maybe = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
+    std::vector<int64_t> patch;
+    at::OptionalIntArrayRef patch_size;
+    if (saved[2].defined()) {
+      patch = ctx->saved_data["patch_size"].toIntVector();
+      patch_size = patch;
+    }
+    const auto w = ctx->saved_data["weights"].toDoubleVector();
+    variable_list out(7);
+    if (grads[0].defined() || grads[1].defined() || grads[2].defined() || grads[3].defined())
+      out[0] = consistency_loss_backward(maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), maybe(grads[3]), saved[0],
+                                         saved[1], maybe(saved[2]), patch_size, maybe(saved[3]), saved[4], w[0], w[1], w[2],
+                                         w[3], w[4]);
+    return out;
+  }
+};
+
+LossResult consistency_loss_autograd(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                                     at::OptionalIntArrayRef patch_size, double mask_weight,
+                                     const OptionalTensor& class_weight, double ce_weight, double dice_weight, double smooth,
+                                     double denominator_offset) {
+  check_no_tangent(logits, "consistency_loss");
+  const auto compute = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return consistency_loss(logits, labels, patches, patch_size, mask_weight, class_weight, ce_weight, dice_weight, smooth,
+                            denominator_offset);
+  };
+  if (!wants_grad(logits)) return compute();
+  const Weights w{mask_weight, ce_weight, dice_weight, smooth, denominator_offset};
+  const variable_list out = ConsistencyLoss::apply(logits, labels, patches, patch_size, class_weight, w, compute);
+  return {out[0], out[1], out[2], out[3], out[4]};
+}
+
+Tensor consistency_loss_backward_autograd(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
+                                          const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice,
+                                          const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                                          at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight,
+                                          const Tensor& sums, double mask_weight, double ce_weight, double dice_weight,
+                                          double smooth, double denominator_offset) {
+  const auto compute = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return consistency_loss_backward(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches,
+                                     patch_size, class_weight, sums, mask_weight, ce_weight, dice_weight, smooth,
+                                     denominator_offset);
+  };
+  Tensor grad;  // any incoming gradient that is itself differentiable
+  for (const OptionalTensor* g : {&grad_total, &grad_ce_masked, &grad_ce_visible, &grad_dice})
+    if (*g && wants_grad(**g)) grad = **g;
+  if (!grad.defined() && !wants_grad(logits)) return compute();
+  return OnceDifferentiable::apply(grad, logits, std::string("consistency_loss_backward"), compute);
+}
+
+void devices(torch::Library& m) {
+  m.impl("consistency_loss", consistency_loss_kernel);
+  m.impl("consistency_loss_backward", consistency_loss_backward_kernel);
+}
+
+}  // namespace
+
+LossResult consistency_loss(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                            at::OptionalIntArrayRef patch_size, double mask_weight, const OptionalTensor& class_weight,
+                            double ce_weight, double dice_weight, double smooth, double denominator_offset) {
+  static const auto op = dispatched<decltype(consistency_loss)>("entmask::consistency_loss");
+  return op.call(logits, labels, patches, patch_size, mask_weight, class_weight, ce_weight, dice_weight, smooth,
+                 denominator_offset);
+}
+
+Tensor consistency_loss_backward(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
+                                 const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice, const Tensor& logits,
+                                 const Tensor& labels, const OptionalTensor& patches, at::OptionalIntArrayRef patch_size,
+                                 const OptionalTensor& class_weight, const Tensor& sums, double mask_weight, double ce_weight,
+                                 double dice_weight, double smooth, double denominator_offset) {
+  static const auto op = dispatched<decltype(consistency_loss_backward)>("entmask::consistency_loss_backward");
+  return op.call(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches, patch_size, class_weight,
+                 sums, mask_weight, ce_weight, dice_weight, smooth, denominator_offset);
+}
+
+ENTMASK_LIBRARY_DEVICES(devices)
+
+TORCH_LIBRARY_IMPL(entmask, Autograd, m) {
+  m.impl("consistency_loss", consistency_loss_autograd);
+  m.impl("consistency_loss_backward", consistency_loss_backward_autograd);
+}
+
+}  // namespace entmask::ops

@@ -1,0 +1,20 @@
+// The kernels' stages on the device of a tensor: parallel over items on the CPU, queued on the current stream on CUDA, with scratch
+// memory from torch's allocator. Nothing is checked here.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include "../kernels/params.h"
+
+namespace entmask::ops {
+
+void run(const EntropyPoolParams& p, const c10::Device& device);
+void run(const EntropyMapParams& p, const c10::Device& device);
+void run(const EntropyBackwardParams& p, const c10::Device& device);
+void run(const SelectParams& p, const c10::Device& device);
+void run(const ApplyParams& p, const c10::Device& device);
+void run(const LossForwardParams& p, const c10::Device& device);
+void run(const LossBackwardParams& p, const c10::Device& device);
+void run(const ShuffleParams& p, const c10::Device& device);
+
+}  // namespace entmask::ops

@@ -1,0 +1,36 @@
+"""What the ops return."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class PatchMask(NamedTuple):
+    """Result of :func:`entmask_ext.patch_mask` and its relatives.
+
+    For an image (N, Ci, *S) and a patch grid G = ceil(S / patch); S is (H, W) or (D, H, W).
+    """
+
+    image: Tensor
+    """(N, Ci, *S), the image's dtype and memory format: masked pixels hold ``fill``, all others are untouched."""
+    mask: Tensor
+    """(N, 1, *S), 1 = masked, in the image's dtype or bool. A float16 mask's sum overflows past 65504: use bool there."""
+    patches: Tensor
+    """(N, *G) bool, True = masked."""
+    scores: Tensor
+    """(N, *G) float32 (float64 for float64 logits): what the patches were ranked by."""
+    labels: Tensor | None
+    """(N, *S) pseudo-labels, uint8 or int64 as ``label_dtype`` asked; None where it did not."""
+
+
+class ConsistencyLoss(NamedTuple):
+    """Result of :func:`entmask_ext.consistency_loss`: 0-d tensors, float32 (float64 for float64 logits)."""
+
+    total: Tensor
+    """ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice."""
+    ce_masked: Tensor
+    """Weighted mean cross entropy inside the masked patches; 0 where there are none."""
+    ce_visible: Tensor
+    """The same outside; without patches, over all pixels."""
+    dice: Tensor
+    """Soft Dice loss over the batch, averaged over classes."""
