@@ -15,12 +15,17 @@ from train.config import FitConfig, from_dict
 from train.network import UNet
 
 
+UMASK = os.umask(0)
+os.umask(UMASK)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces path by content, or leaves it as it was and raises OSError (a full disk, a write-protected folder)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's own mode shuts everybody else out
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
