@@ -1,0 +1,229 @@
+"""What each kernel must answer, in float64 numpy, from the formulas of csrc/kernels/params.h and of the public docstrings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .tensors import patch_counts
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """[N, K, *S]; the greatest logit's own 1 is left out of the sum, so that a sure pixel keeps its digits."""
+    top = x.argmax(1, keepdims=True) if x.size else np.zeros((x.shape[0], 1, *x.shape[2:]), np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        d = x - np.take_along_axis(x, top, 1)
+        e = np.exp(d)
+        np.put_along_axis(e, top, 0.0, 1)
+        return d - np.log1p(e.sum(1, keepdims=True))
+
+
+def unusable(x: np.ndarray) -> np.ndarray:
+    """Pixels [N, *S] whose softmax is not defined: NaN, +inf, or nothing but -inf."""
+    return np.isnan(x).any(1) | (x == np.inf).any(1) | (x == -np.inf).all(1)
+
+
+def entropy(x: np.ndarray, *, normalize: bool = True) -> np.ndarray:
+    """-sum p ln p [N, *S]; normalized by ln K and clamped to [0, 1]."""
+    logp = log_softmax(x)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(x == -np.inf, 0.0, np.exp(logp) * logp)
+    h = np.where(unusable(x), np.nan, -terms.sum(1))
+    return np.clip(h / math.log(x.shape[1]), 0, 1) if normalize else h
+
+
+def _patch_slices(size: Sequence[int], patch: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Of every patch, row by row."""
+    counts = patch_counts(size, patch)
+    return [
+        tuple(slice(i * p, min((i + 1) * p, s)) for i, p, s in zip(index, patch, size, strict=True))
+        for index in np.ndindex(*counts)
+    ]
+
+
+def _by_patch(values: np.ndarray) -> np.ndarray:
+    """[N, *G] -> [N, P]"""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def patch_scores(
+    x: np.ndarray, patch: Sequence[int], *, threshold: float | None = None, dtype: type = np.float32
+) -> np.ndarray:
+    """Mean entropy of each patch [N, *G]; with a threshold the fraction of pixels at or above it, NaN included."""
+    h = entropy(x)
+    if threshold is not None:
+        h = (~(h.astype(dtype) < dtype(threshold))).astype(np.float64)
+    size = x.shape[2:]
+    axes = tuple(range(1, h.ndim))
+    scores = [h[(slice(None), *where)].mean(axes) for where in _patch_slices(size, patch)]
+    return np.stack(scores, 1).reshape(len(h), *patch_counts(size, patch))
+
+
+def labels(x: np.ndarray) -> np.ndarray:
+    """The first maximum; NaN counts as the greatest, as in torch and numpy."""
+    return x.argmax(1)
+
+
+def select(
+    scores: np.ndarray,
+    *,
+    ratio: float | None = None,
+    min_score: float | None = None,
+    min_patches: int = 0,
+    lowest: bool = False,
+    hint: float = 0.0,
+) -> np.ndarray:
+    """[rows, P] -> bool. Rows one by one, in the words of SelectParams; NaN ranks above +inf, and NaNs tie."""
+    out = np.zeros(scores.shape, bool)
+    p = scores.shape[1]
+    for row, chosen in zip(scores, out, strict=True):
+        if p == 0:
+            continue
+        nan = np.isnan(row)
+        value = np.where(nan, 0.0, row) + 0.0
+        highest = sorted(range(p), key=lambda i: (not nan[i], -value[i] if not nan[i] else 0.0, i))
+        ranked = sorted(range(p), key=lambda i: (nan[i], value[i], i)) if lowest else highest
+        if ratio is not None:
+            clamped = 0.0 if math.isnan(ratio) else min(max(ratio, 0.0), 1.0)
+            k = min(p, max(1, math.floor(clamped * p + 1e-6))) if clamped > 0 else 0
+        else:
+            assert min_score is not None
+            bound = row.dtype.type(min_score)
+            if lowest:
+                passing = np.isnan(bound) | (~nan & (row <= bound))
+            else:
+                passing = nan | (~np.isnan(bound) & (row >= bound))
+            k = min(p, max(min_patches, int(passing.sum())))
+        selected = set(ranked[:k])
+        chosen[list(selected)] = True
+        spared = min(math.floor(hint * p + 1e-6), max(k - 1, 0))
+        chosen[[i for i in highest if i in selected][:spared]] = False
+    return out
+
+
+def pixel_mask(patches: np.ndarray, size: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+    """[N, *G] -> [N, *S]"""
+    out = np.zeros((len(patches), *size), bool)
+    for flat, where in zip(_by_patch(patches).T, _patch_slices(size, patch), strict=True):
+        out[(slice(None), *where)] = flat.reshape(-1, *[1] * len(size))
+    return out
+
+
+def entropy_backward(
+    x: np.ndarray, grad: np.ndarray, *, patch: Sequence[int] | None = None, normalize: bool = True
+) -> np.ndarray:
+    """dH/dx_j = -p_j (ln p_j + H) times grad, over ln K if normalized; a class at -inf gets 0."""
+    n, k, *size = x.shape
+    if patch is not None:
+        pixels = np.zeros((n, *size))
+        for flat, where in zip(_by_patch(grad).T, _patch_slices(size, patch), strict=True):
+            area = math.prod(s.stop - s.start for s in where)
+            pixels[(slice(None), *where)] = flat.reshape(-1, *[1] * len(size)) / area
+        grad = pixels
+    logp = log_softmax(x)
+    with np.errstate(invalid="ignore"):
+        d = np.where(x == -np.inf, 0.0, -np.exp(logp) * (logp + entropy(x, normalize=False)[:, None]))
+        d = np.where(unusable(x)[:, None], np.nan, d)
+    return d * grad[:, None] / (math.log(k) if normalize else 1.0)
+
+
+def loss(
+    x: np.ndarray,
+    labels_: np.ndarray,
+    *,
+    patches: np.ndarray | None,
+    patch: Sequence[int] | None,
+    class_weight: np.ndarray | None,
+    weights: dict[str, float],
+) -> tuple[dict[str, float], np.ndarray]:
+    """The four losses and the sums [4 + 3 K] of LossParams."""
+    k, size = x.shape[1], x.shape[2:]
+    logp = log_softmax(x)
+    label = labels_.astype(np.int64)
+    valid = (label >= 0) & (label < k)
+    safe = np.where(valid, label, 0)
+    w = np.ones(k) if class_weight is None else class_weight
+    pixel_weight = np.where(valid, w[safe], 0.0)
+    nll = -np.take_along_axis(logp, safe[:, None], 1)[:, 0]
+    with np.errstate(invalid="ignore"):
+        weighted = np.where(pixel_weight == 0, 0.0, pixel_weight * nll)
+    masked = np.zeros(label.shape, bool) if patches is None else pixel_mask(patches, size, patch or size)
+    onehot = (label[:, None] == np.arange(k).reshape(1, k, *[1] * len(size))) & valid[:, None]
+    p = np.where(valid[:, None], np.exp(logp), 0.0)
+    axes = (0, *range(2, x.ndim))
+    sums = np.concatenate(
+        [
+            [weighted[masked].sum(), pixel_weight[masked].sum(), weighted[~masked].sum(), pixel_weight[~masked].sum()],
+            np.where(onehot, p, 0.0).sum(axes),
+            (p * p).sum(axes),
+            onehot.sum(axes),
+        ]
+    )
+    return losses_of(sums, k, weights), sums
+
+
+def losses_of(sums: np.ndarray, k: int, weights: dict[str, float]) -> dict[str, float]:
+    offset, smooth = weights["denominator_offset"], weights["smooth"]
+
+    def mean(total: float, weight: float) -> float:
+        return total / (weight + offset) if weight != 0 else 0.0
+
+    inter, square, count = sums[4:].reshape(3, k)
+    dice = float((1 - (2 * inter + smooth) / (square + count + smooth)).mean())
+    masked, visible = mean(sums[0], sums[1]), mean(sums[2], sums[3])
+    total = weights["ce_weight"] * (weights["mask_weight"] * masked + visible) + weights["dice_weight"] * dice
+    return {"total": total, "ce_masked": masked, "ce_visible": visible, "dice": dice}
+
+
+def loss_backward(
+    x: np.ndarray,
+    labels_: np.ndarray,
+    grads: dict[str, float],
+    *,
+    patches: np.ndarray | None,
+    patch: Sequence[int] | None,
+    class_weight: np.ndarray | None,
+    weights: dict[str, float],
+) -> np.ndarray:
+    """The chain rule through sums: d(out)/d(sums), then d(sums)/dx pixel by pixel."""
+    n, k, *size = x.shape
+    _, sums = loss(x, labels_, patches=patches, patch=patch, class_weight=class_weight, weights=weights)
+    g = {name: grads.get(name, 0.0) for name in ("total", "ce_masked", "ce_visible", "dice")}
+    g_masked = g["ce_masked"] + g["total"] * weights["ce_weight"] * weights["mask_weight"]
+    g_visible = g["ce_visible"] + g["total"] * weights["ce_weight"]
+    g_dice = (g["dice"] + g["total"] * weights["dice_weight"]) / k
+    offset, smooth = weights["denominator_offset"], weights["smooth"]
+    inter, square, count = sums[4:].reshape(3, k)
+    z = square + count + smooth
+    d_inter = g_dice * -2 / z
+    d_square = g_dice * (2 * inter + smooth) / z**2
+    d_masked = g_masked / (sums[1] + offset) if sums[1] != 0 else 0.0
+    d_visible = g_visible / (sums[3] + offset) if sums[3] != 0 else 0.0
+
+    label = labels_.astype(np.int64)
+    valid = (label >= 0) & (label < k)
+    w = np.ones(k) if class_weight is None else class_weight
+    masked = np.zeros(label.shape, bool) if patches is None else pixel_mask(patches, size, patch or size)
+    p = np.exp(log_softmax(x))
+    shape = (1, k, *[1] * len(size))
+    onehot = (label[:, None] == np.arange(k).reshape(shape)).astype(np.float64)
+    ce = np.where(masked, d_masked, d_visible) * np.where(valid, w[np.where(valid, label, 0)], 0.0)
+    dp = d_inter.reshape(shape) * onehot + 2 * d_square.reshape(shape) * p
+    grad = ce[:, None] * (p - onehot) + p * (dp - (p * dp).sum(1, keepdims=True))
+    return np.where(valid[:, None], grad, 0.0)
+
+
+def shuffle_patches(x: np.ndarray, permutation: np.ndarray, patch: Sequence[int], *, inverse: bool = False) -> np.ndarray:
+    """out[i] = x[permutation[i]] within each group of images; inverse: out[permutation[i]] = x[i]."""
+    where = _patch_slices(x.shape[2:], patch)
+    group = permutation.size // len(where)
+    out = np.empty_like(x)
+    for first in range(0, len(x), group):
+        for i, j in enumerate(permutation):
+            to, source = (j, i) if inverse else (i, j)
+            out[(first + to // len(where), slice(None), *where[to % len(where)])] = x[
+                (first + source // len(where), slice(None), *where[source % len(where)])
+            ]
+    return out
