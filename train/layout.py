@@ -6,8 +6,8 @@
     root/data/<volume>.h5                        validation and test volumes, (D, H, W)
     root/data/slices/<slice>.h5                  training slices, (H, W)
 
-Every file holds 'image', float32, and 'label', uint8, of one shape. A volume may have the attribute 'spacing', millimetres
-between voxels along (D, H, W). The patient is what a name has before "_frame".
+Every file holds 'image', float32, and 'label', uint8, of one shape. A volume may have the attribute 'spacing',
+millimetres between voxels along (D, H, W). The patient is what a name has before "_frame".
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def write_list(path: Path, names: list[str]) -> None:
 
 
 def labelled_slices(root: Path, patients: int) -> tuple[list[str], list[str]]:
-    """The training slices of the first `patients` patients of train.list, and the others, both in the order of train_slices.list.
+    """The training slices of the first `patients` patients of train.list, and those of the others.
+
+    Both in the order of train_slices.list.
 
     Raises:
         FileNotFoundError: a list is missing.

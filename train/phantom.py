@@ -1,10 +1,11 @@
 """A procedural short-axis cardiac phantom, so that everything runs with no data to fetch.
 
-Each patient is drawn from random anatomy (chest, lungs, diaphragm, liver, stomach, spine, aorta, and a heart from apex to
-base whose wall, cavities and orientation differ from patient to patient) at end-diastole and end-systole. What makes it a
-task: blood is as bright in the atria and the aorta as in the ventricles, myocardium as dark as liver and muscle, papillary
-muscles lie inside the cavity, the coil's bias, the contrast and the noise (Rician) differ between patients, and slices are
-shifted against each other as by breath-holds. Classes: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
+Each patient is drawn from random anatomy (chest, lungs, diaphragm, liver, stomach, spine, aorta, and a heart from
+apex to base whose wall, cavities and orientation differ from patient to patient) at end-diastole and end-systole.
+What makes it a task: blood is as bright in the atria and the aorta as in the ventricles, myocardium as dark as liver
+and muscle, papillary muscles lie inside the cavity, the coil's bias, the contrast and the noise (Rician) differ
+between patients, and slices are shifted against each other as by breath-holds. Classes: 0 background, 1 right
+ventricle, 2 myocardium, 3 left ventricle.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from train.checkpoint import write_atomically
 from train.layout import slice_path, volume_path, write_list, write_slice, write_volume
 
+ROOT = Path("data/phantom")
 VERSION = 1  # raised when the same settings draw other images
 SLICE_DISTANCE = 10.0  # mm
 MARKER = "phantom.json"  # written last: a folder that has it is whole
@@ -30,7 +32,7 @@ MARKER = "phantom.json"  # written last: a folder that has it is whole
 class Config:
     """Write the embedded phantom data set in the ACDC h5 layout."""
 
-    root: Path = Path("data/phantom")
+    root: Path = ROOT
     """Folder to write; a folder that already holds this phantom is left as it is."""
     patients: int = 16
     """Training patients."""
@@ -103,9 +105,7 @@ def write_phantom(root: Path, counts: dict[str, int], seed: int) -> None:
             write_list(root / "train_slices.list", slices)
 
 
-def draw_patient(
-    seed: int, number: int
-) -> list[tuple[np.ndarray, np.ndarray, tuple[float, float, float]]]:
+def draw_patient(seed: int, number: int) -> list[tuple[np.ndarray, np.ndarray, tuple[float, float, float]]]:
     """Image (D, H, W) float32 in [0, 1], label (D, H, W) uint8 and spacing (mm), at end-diastole and at end-systole."""
     rng = np.random.default_rng((seed, number))
     chest, heart, scan = Chest(rng), Heart(rng), Scan(rng)
