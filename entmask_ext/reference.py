@@ -1,0 +1,293 @@
+"""Every public op in plain torch, written from its formula: the oracle that the kernels are tested against.
+
+Same names, arguments and results as the package's own functions. All arithmetic is in float64, and only the result is
+rounded to its dtype; autograd gives the gradients, of any order. Arguments are not checked, memory and time are not
+spared, and 0-d tensors are read on the host. Nothing in the package falls back on it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from entmask_ext.types import ConsistencyLoss, PatchMask
+
+__all__ = [
+    "consistency_loss",
+    "entropy_map",
+    "patch_mask",
+    "patch_mask_from_scores",
+    "patch_scores",
+    "random_patch_mask",
+    "shuffle_patches",
+]
+
+
+def patch_mask(
+    image: Tensor,
+    logits: Tensor,
+    patch_size: int | Sequence[int] = 16,
+    ratio: float | Tensor | None = None,
+    *,
+    score: str = "mean",
+    threshold: float | Tensor = 0.75,
+    min_score: float | Tensor | None = None,
+    min_patches: int = 0,
+    order: str = "highest",
+    hint: float = 0.0,
+    scope: str = "image",
+    fill: float = 0.0,
+    mask_dtype: torch.dtype | None = None,
+    label_dtype: torch.dtype | None = None,
+) -> PatchMask:
+    """:func:`patch_scores`, :func:`patch_mask_from_scores` and the argmax of the logits, one after the other."""
+    masked = patch_mask_from_scores(
+        image,
+        patch_scores(logits, patch_size, score=score, threshold=threshold),
+        patch_size,
+        ratio,
+        min_score=min_score,
+        min_patches=min_patches,
+        order=order,
+        hint=hint,
+        scope=scope,
+        fill=fill,
+        mask_dtype=mask_dtype,
+    )
+    return masked._replace(labels=None if label_dtype is None else logits.argmax(1).to(label_dtype))
+
+
+def patch_mask_from_scores(
+    image: Tensor,
+    scores: Tensor,
+    patch_size: int | Sequence[int] = 16,
+    ratio: float | Tensor | None = None,
+    *,
+    min_score: float | Tensor | None = None,
+    min_patches: int = 0,
+    order: str = "highest",
+    hint: float = 0.0,
+    scope: str = "image",
+    fill: float = 0.0,
+    mask_dtype: torch.dtype | None = None,
+) -> PatchMask:
+    """Selects patches by a stable sort of each row's scores, then fills their pixels."""
+    scores = scores.to(_result_dtype(scores.dtype))
+    images = scores.shape[0]
+    grid = scores.shape[1:]
+    rows = scores.detach().reshape(images, grid.numel())
+    if scope == "batch":
+        rows = rows.reshape(1, images * grid.numel())
+    selected = [_select(row, ratio, min_score, min_patches, order == "lowest", hint) for row in rows]
+    patches = torch.stack(selected) if selected else torch.zeros_like(rows, dtype=torch.bool)
+    patches = patches.reshape(scores.shape)
+
+    mask = _spread(patches, _per_axis(patch_size, len(grid)), image.shape[2:]).unsqueeze(1)
+    return PatchMask(
+        image.masked_fill(mask, fill),
+        mask.to(image.dtype if mask_dtype is None else mask_dtype),
+        patches,
+        scores,
+        None,
+    )
+
+
+def random_patch_mask(
+    image: Tensor,
+    patch_size: int | Sequence[int] = 16,
+    ratio: float | Tensor = 0.75,
+    *,
+    shared: bool = False,
+    fill: float = 0.0,
+    mask_dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """:func:`patch_mask_from_scores` with uniform random scores, drawn once for all images if shared."""
+    grid = _grid(image.shape[2:], _per_axis(patch_size, image.dim() - 2))
+    scores = torch.rand(
+        [1 if shared else image.shape[0], *grid], dtype=torch.float32, device=image.device, generator=generator
+    )
+    scores = scores.expand(image.shape[0], *grid)
+    return patch_mask_from_scores(image, scores, patch_size, ratio, fill=fill, mask_dtype=mask_dtype)
+
+
+def entropy_map(logits: Tensor, *, normalize: bool = True) -> Tensor:
+    """H = -sum_k p_k ln p_k of p = softmax(logits); normalized: over ln K and clamped to [0, 1]."""
+    return _entropy(logits, normalize).to(_result_dtype(logits.dtype))
+
+
+def patch_scores(
+    logits: Tensor,
+    patch_size: int | Sequence[int] = 16,
+    *,
+    score: str = "mean",
+    threshold: float | Tensor = 0.75,
+) -> Tensor:
+    """The mean normalized entropy of each patch's pixels, or the fraction of them with entropy >= threshold."""
+    dtype = _result_dtype(logits.dtype)
+    patch = _per_axis(patch_size, logits.dim() - 2)
+    entropy = _entropy(logits, normalize=True)
+    if score == "count":
+        # As everywhere in the ops, the comparison is one of numbers that were rounded to the scores' dtype.
+        entropy = entropy.detach().to(dtype)
+        entropy = ((entropy >= _scalar(threshold, dtype)) | entropy.isnan()).double()
+    pixels = _patch_sums(torch.ones(logits.shape[2:], dtype=torch.float64, device=logits.device)[None], patch)
+    return (_patch_sums(entropy, patch) / pixels).to(dtype)
+
+
+def consistency_loss(
+    logits: Tensor,
+    labels: Tensor,
+    patches: Tensor | None = None,
+    patch_size: int | Sequence[int] | None = None,
+    *,
+    mask_weight: float = 1.5,
+    class_weight: Tensor | None = None,
+    ce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    smooth: float = 1e-5,
+    denominator_offset: float = 0.0,
+) -> ConsistencyLoss:
+    """Weighted mean cross entropy of the masked and of the visible pixels, and the soft Dice of both together.
+
+    l = -ln softmax(logits)[label], w = class_weight[label]: ce = sum w l / (sum w + denominator_offset) over a region;
+    dice = mean_k 1 - (2 sum p_k t_k + smooth) / (sum p_k^2 + sum t_k + smooth), t the one-hot label.
+    """
+    classes = logits.shape[1]
+    if patches is None:
+        masked = torch.zeros_like(labels, dtype=torch.bool)
+    else:
+        assert patch_size is not None, "a grid of patches needs their patch_size"
+        masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:])
+
+    # From here on, one entry a pixel that counts: (M, K) logits, (M,) labels and region.
+    counts = (labels >= 0) & (labels < classes)
+    log_p = F.log_softmax(logits.movedim(1, -1)[counts].double(), dim=-1)
+    label = labels[counts].long()
+    masked = masked[counts]
+    weight = torch.ones(classes, dtype=torch.float64, device=logits.device)
+    if class_weight is not None:
+        weight = class_weight.double()
+    w = weight[label]
+    loss = -log_p.gather(1, label[:, None])[:, 0]
+
+    def cross_entropy(region: Tensor) -> Tensor:
+        heavy = region & (w > 0)  # 0 * inf must not get into the sum
+        numerator = (w[heavy] * loss[heavy]).sum()
+        denominator = w[region].sum()
+        return numerator / (denominator + denominator_offset) if denominator > 0 else numerator
+
+    ce_masked, ce_visible = cross_entropy(masked), cross_entropy(~masked)
+    p, t = log_p.exp(), F.one_hot(label, classes).double()
+    fraction = (2 * (p * t).sum(0) + smooth) / ((p * p).sum(0) + t.sum(0) + smooth)
+    dice = (1 - fraction).mean()
+    total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
+    dtype = _result_dtype(logits.dtype)
+    return ConsistencyLoss(total.to(dtype), ce_masked.to(dtype), ce_visible.to(dtype), dice.to(dtype))
+
+
+def shuffle_patches(
+    x: Tensor, patch_size: int | Sequence[int], permutation: Tensor, *, inverse: bool = False
+) -> Tensor:
+    """out[i] = x[permutation[i]] over the patches of groups of B consecutive images, numbered image by image."""
+    images, channels, *sizes = x.shape
+    axes = len(sizes)
+    patch = _per_axis(patch_size, axes)
+    grid = _grid(sizes, patch)
+    # (N, C, g0, p0, g1, p1, ...) -> (N, g0, g1, ..., C, p0, p1, ...)
+    blocks = x.reshape(images, channels, *(n for pair in zip(grid, patch, strict=True) for n in pair))
+    to_blocks = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    blocks = blocks.permute(to_blocks)
+    shape = blocks.shape
+    groups = images * math.prod(grid) // permutation.numel() if permutation.numel() else 0
+    order = permutation.argsort() if inverse else permutation
+    blocks = blocks.reshape(groups, permutation.numel(), *shape[1 + axes :])[:, order].reshape(shape)
+    back = torch.tensor(to_blocks).argsort().tolist()
+    return blocks.permute(back).reshape(x.shape)
+
+
+def _result_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _per_axis(patch_size: int | Sequence[int], axes: int) -> list[int]:
+    return [patch_size] * axes if isinstance(patch_size, int) else list(patch_size)
+
+
+def _grid(sizes: Sequence[int], patch: Sequence[int]) -> list[int]:
+    return [math.ceil(size / width) for size, width in zip(sizes, patch, strict=True)]
+
+
+def _scalar(value: float | Tensor, dtype: torch.dtype) -> float:
+    """A number or 0-d tensor, rounded to dtype."""
+    return torch.as_tensor(float(value), dtype=torch.float64).to(dtype).item()
+
+
+def _entropy(logits: Tensor, normalize: bool) -> Tensor:
+    """Softmax entropy of each pixel, (N, K, *S) -> (N, *S) float64.
+
+    log_softmax with the largest class kept out of the sum, ln p = x - max - log1p(sum of the others): 1 + 1e-30 is 1,
+    so that with it in there a sure pixel would lose a part of its entropy.
+    """
+    x = logits.double()
+    largest = x.argmax(1, keepdim=True)
+    maximum = x.gather(1, largest)
+    absent = (x - maximum).isneginf()  # p = 0; false where the maximum is NaN or infinite, which makes the pixel NaN
+    shifted = torch.where(absent, maximum, x) - maximum
+    others = shifted.exp().masked_fill(absent.scatter(1, largest, True), 0).sum(1, keepdim=True)
+    log_p = shifted - others.log1p()
+    entropy = -(log_p.exp() * log_p).masked_fill(absent, 0).sum(1)
+    if normalize:
+        entropy = entropy / math.log(logits.shape[1])
+        entropy = entropy + (entropy.clamp(0, 1) - entropy).detach()  # the gradient is that of the unclamped formula
+    return entropy
+
+
+def _patch_sums(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """(N, *S) -> (N, *G): sums over patches, of which the last of an axis may be cut."""
+    sizes = x.shape[1:]
+    grid = _grid(sizes, patch)
+    missing = [n * width - size for n, width, size in zip(grid, patch, sizes, strict=True)]
+    x = F.pad(x, [end for n in reversed(missing) for end in (0, n)])
+    x = x.reshape(x.shape[0], *(n for pair in zip(grid, patch, strict=True) for n in pair))
+    return x.sum(list(range(2, x.dim(), 2)))
+
+
+def _spread(patches: Tensor, patch: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """(N, *G) -> (N, *S): each pixel gets the value of its patch."""
+    for axis, (width, size) in enumerate(zip(patch, sizes, strict=True), start=1):
+        patches = patches.repeat_interleave(width, axis).narrow(axis, 0, size)
+    return patches
+
+
+def _select(
+    scores: Tensor,
+    ratio: float | Tensor | None,
+    min_score: float | Tensor | None,
+    min_patches: int,
+    lowest: bool,
+    hint: float,
+) -> Tensor:
+    """(P,) scores -> (P,) bool. Both rankings put NaN above +inf and the lower index first among equals."""
+    count = scores.numel()
+    selected = torch.zeros(count, dtype=torch.bool, device=scores.device)
+    if count == 0:
+        return selected
+    scores = scores + 0.0  # -0.0 + 0.0 = 0.0: both zeros sort as one
+    ranking = scores.sort(descending=not lowest, stable=True).indices
+    if min_score is None:
+        fraction = 0.75 if ratio is None else float(ratio)
+        chosen = max(1, math.floor(fraction * count + 1e-6)) if fraction > 0 else 0
+    else:
+        bound = _scalar(min_score, scores.dtype)
+        passing = scores <= bound if lowest else (scores >= bound) | scores.isnan()
+        chosen = max(min_patches, int(passing.sum()))
+    selected[ranking[:chosen]] = True
+
+    visible = min(math.floor(hint * count + 1e-6), int(selected.sum()) - 1)
+    highest_first = scores.sort(descending=True, stable=True).indices
+    highest_first = highest_first[selected[highest_first]]
+    selected[highest_first[: max(0, visible)]] = False
+    return selected
