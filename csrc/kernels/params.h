@@ -11,6 +11,9 @@
 
 namespace entmask {
 
+// The ops take no more classes than this.
+constexpr int64_t kMaxClasses = 2048;
+
 enum class Dtype : int32_t { float32, float64, float16, bfloat16 };
 enum class LabelDtype : int32_t { none, uint8, int64 };
 

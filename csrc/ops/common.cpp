@@ -30,6 +30,8 @@ void check_image_like(const Tensor& t, const char* name, const char* channels) {
 void check_classes(const Tensor& logits) {
   TORCH_CHECK_VALUE(logits.size(1) >= 2, "logits must have at least 2 classes in dimension 1, got shape ", logits.sizes(),
                     ". For a sigmoid's logit x pass torch.cat([torch.zeros_like(x), x], 1)");
+  TORCH_CHECK_VALUE(logits.size(1) <= kMaxClasses, "logits must have at most ", kMaxClasses,
+                    " classes in dimension 1, got shape ", logits.sizes());
 }
 
 void check_same_device(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {

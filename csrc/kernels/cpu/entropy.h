@@ -75,15 +75,19 @@ ENTMASK_INLINE Softmax<T> merge(const Softmax<T>& a, const Softmax<T>& b) {
   return p;
 }
 
-// All K classes of kWidth pixels: K <= 8 in registers at once, more in groups of 8 and a rest.
+// All classes of kWidth pixels: a known number K <= 8 in registers at once, else in groups of 8, 4 and 1.
 template <bool labels, int K, class A>
 ENTMASK_INLINE Softmax<typename A::T> softmax(const A& x, int64_t classes, int64_t i) {
   if constexpr (K > 0) {
     return softmax_group<labels, K>(x, 0, i, false);
   } else {
-    Softmax<typename A::T> p = softmax_group<labels, 8>(x, 0, i, true);
-    int64_t k = 8;
+    Softmax<typename A::T> p = softmax_group<labels, 1>(x, 0, i, true);
+    int64_t k = 1;
     for (; k + 8 <= classes; k += 8) p = merge<labels>(p, softmax_group<labels, 8>(x, k, i, true));
+    if (k + 4 <= classes) {
+      p = merge<labels>(p, softmax_group<labels, 4>(x, k, i, true));
+      k += 4;
+    }
     for (; k < classes; ++k) p = merge<labels>(p, softmax_group<labels, 1>(x, k, i, true));
     return p;
   }

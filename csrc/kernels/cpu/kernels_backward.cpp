@@ -6,17 +6,18 @@
 // The logarithms cancel in the formula, so that they are never computed and the gradient of a tiny entropy stays accurate.
 #include "entropy.h"
 #include "grid.h"
+#include "stage.h"
 #include "tables.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
 // grad[i] = the gradient that came for pixel i, in nats.
-template <class A, int K>
-void backward_row(const A& x, const A& out, int64_t classes, const typename A::T* grad) {
-  using T = typename A::T;
+template <class S, int K>
+void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t classes, const Compute<S>* grad) {
+  using T = Compute<S>;
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, x.n);
+    const int64_t at = vector_start<T>(i, x.n);
     const Vec<T> g = load(grad + at);
     if constexpr (K > 0) {
       Vec<T> d[K], e[K];
@@ -58,33 +59,29 @@ void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
   S* const grad_logits = static_cast<S*>(p.grad_logits);
   const T* const grad = static_cast<const T*>(p.grad);
   T line[kChunk + kWidth<T>] = {};
+  const auto row = with_classes<S>(p.classes, [](auto k) { return &backward_row<S, decltype(k)::value>; });
 
   for (int64_t index = begin; index < end; ++index) {
     const Item item(g, splits, index);
     for (int64_t x0 = 0; x0 < width; x0 += kChunk) {
       const int64_t count = width - x0 < kChunk ? width - x0 : kChunk;
       if (p.pooled) {
-        const T* const row = grad + item.n * gs.n + item.gz * gs.d + item.gy * gs.h;
+        const T* const g_row = grad + item.n * gs.n + item.gz * gs.d + item.gy * gs.h;
         const double pixels = double(extent(g, 0, item.gz)) * double(item.rows_y);
         spread_patches(g, x0, count, line, [&](int64_t gx) {
-          return T(double(row[gx * gs.w]) * per_nat / (pixels * double(extent(g, 2, gx))));
+          return T(double(g_row[gx * gs.w]) * per_nat / (pixels * double(extent(g, 2, gx))));
         });
       }
       for (int64_t r = item.first; r < item.last; ++r) {
         const int64_t z = item.z(r), y = item.y(r);
         if (!p.pooled) {
-          const T* const row = grad + item.n * gs.n + z * gs.d + y * gs.h + x0 * gs.w;
-          for (int64_t i = 0; i < count; ++i) line[i] = row[i * gs.w] * T(per_nat);
+          const T* const g_row = grad + item.n * gs.n + z * gs.d + y * gs.h + x0 * gs.w;
+          for (int64_t i = 0; i < count; ++i) line[i] = g_row[i * gs.w] * T(per_nat);
         }
         S* const x = logits + item.n * st.n + z * st.d + y * st.h + x0 * st.w;
         S* const out = grad_logits + item.n * os.n + z * os.d + y * os.h + x0 * os.w;
-        with_classes(p.classes, [&](auto k) {
-          constexpr int K = decltype(k)::value;
-          if (st.w == 1 && os.w == 1 && count >= kWidth<T>)
-            backward_row<Planar<S>, K>({x, st.c, 1, count}, {out, os.c, 1, count}, p.classes, line);
-          else
-            backward_row<Strided<S>, K>({x, st.c, st.w, count}, {out, os.c, os.w, count}, p.classes, line);
-        });
+        for_each_planar_pair(x, st.c, st.w, out, os.c, os.w, p.classes, count,
+                             [&](const Planar<S>& from, const Planar<S>& to, int64_t i) { row(from, to, p.classes, line + i); });
       }
     }
   }

@@ -5,6 +5,7 @@
 // over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
 #include "entropy.h"
 #include "grid.h"
+#include "stage.h"
 #include "tables.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
@@ -14,24 +15,23 @@ constexpr int64_t kFlushRows = 16;  // lines added in the compute dtype before t
 
 // ---------------------------------------------------------------- one row
 //
-// Entropy of the n pixels of a row to h; with labels the first maximum's index to label. Returns whether any entropy is NaN.
+// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label. Returns whether any entropy is NaN.
 
 template <class T>
 struct RowArgs {
-  int64_t classes, n;
+  int64_t classes;
   T scale, ceiling;
   T* h;
   IVecElement<T>* label;
 };
 
-template <class A, bool labels, int K>
-bool entropy_row(const void* x, int64_t k_stride, int64_t w_stride, const RowArgs<typename A::T>& a) {
-  using T = typename A::T;
-  const A access{static_cast<typename A::Storage*>(const_cast<void*>(x)), k_stride, w_stride, a.n};
+template <class S, bool labels, int K>
+bool entropy_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
+  using T = Compute<S>;
   IVec<T> nan = IVec<T>{};
-  for (int64_t i = 0; i < a.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, a.n);
-    const Softmax<T> p = softmax<labels, K>(access, a.classes, at);
+  for (int64_t i = 0; i < x.n; i += kWidth<T>) {
+    const int64_t at = vector_start<T>(i, x.n);
+    const Softmax<T> p = softmax<labels, K>(x, a.classes, at);
     const Vec<T> h = entropy_of(p, a.scale, a.ceiling);
     nan |= h != h;
     __builtin_memcpy(a.h + at, &h, sizeof h);
@@ -40,16 +40,14 @@ bool entropy_row(const void* x, int64_t k_stride, int64_t w_stride, const RowArg
   return any<T>(nan);
 }
 
-template <class T>
-using RowFunction = bool (*)(const void*, int64_t, int64_t, const RowArgs<T>&);
+template <class S>
+using RowFunction = bool (*)(const Planar<S>&, const RowArgs<Compute<S>>&);
 
 template <class S>
-RowFunction<Compute<S>> pick_row(bool planar, bool labels, int64_t classes) {
-  using T = Compute<S>;
-  return with_classes(classes, [&](auto k) -> RowFunction<T> {
+RowFunction<S> pick_row(bool labels, int64_t classes) {
+  return with_classes<S>(classes, [&](auto k) -> RowFunction<S> {
     constexpr int K = decltype(k)::value;
-    if (planar) return labels ? entropy_row<Planar<S>, true, K> : entropy_row<Planar<S>, false, K>;
-    return labels ? entropy_row<Strided<S>, true, K> : entropy_row<Strided<S>, false, K>;
+    return labels ? entropy_row<S, true, K> : entropy_row<S, false, K>;
   });
 }
 
@@ -69,9 +67,8 @@ int64_t argmax_with_nan(const S* x, int64_t k_stride, int64_t classes) {
 template <class S>
 struct RowReader {
   using T = Compute<S>;
-  RowFunction<T> row;
-  RowFunction<T> short_row;  // fewer pixels than a vector has lanes
-  const S* logits;
+  RowFunction<S> row;
+  S* logits;
   int64_t k_stride, w_stride;
   LabelDtype label_dtype;
   void* labels;
@@ -79,21 +76,25 @@ struct RowReader {
   IVecElement<T> label[kChunk + kWidth<T>];
 
   RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, LabelDtype dtype, void* out)
-      : logits(static_cast<const S*>(x)), k_stride(stride.c), w_stride(stride.w), label_dtype(dtype), labels(out) {
-    const bool want = dtype != LabelDtype::none;
-    row = pick_row<S>(stride.w == 1, want, classes);
-    short_row = pick_row<S>(false, want, classes);
+      : row(pick_row<S>(dtype != LabelDtype::none, classes)),
+        logits(static_cast<S*>(const_cast<void*>(x))),
+        k_stride(stride.c),
+        w_stride(stride.w),
+        label_dtype(dtype),
+        labels(out) {
     args.classes = classes;
     args.scale = normalize ? T(1) / T(__builtin_log(double(classes))) : T(1);
     args.ceiling = normalize ? T(1) : T(__builtin_inf());
-    args.label = label;
   }
 
   // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h has room for a vector more.
   ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h) {
-    args.n = n;
-    args.h = h;
-    const bool nan = (n < kWidth<T> ? short_row : row)(logits + offset, k_stride, w_stride, args);
+    bool nan = false;
+    for_each_planar(logits + offset, k_stride, w_stride, args.classes, n, [&](const Planar<S>& x, int64_t i, int64_t) {
+      args.h = h + i;
+      args.label = label + i;
+      nan |= row(x, args);
+    });
     if (label_dtype == LabelDtype::none) return;
     if (nan)
       for (int64_t i = 0; i < n; ++i)
@@ -210,7 +211,7 @@ void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
       const int64_t count = stop - x < kChunk ? stop - x : kChunk;
       T* out = static_cast<T*>(p.entropy) + row * m.width + x;
       const int64_t offset = n * st.n + z * st.d + y * st.h + x * st.w;
-      if (st.w != 1 || count < kWidth<T>) {  // writes whole vectors, beyond the row too
+      if (count < kWidth<T>) {  // a whole vector is written
         reader.read(offset, 0, count, h);
         __builtin_memcpy(out, h, size_t(count) * sizeof(T));
       } else {

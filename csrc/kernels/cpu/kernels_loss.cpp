@@ -43,12 +43,12 @@ ENTMASK_INLINE void add_region(Vec<T>* head, IVec<T> masked, IVec<T> valid, Vec<
   head[3] += where<T>(~masked, weight);
 }
 
-template <class A, int K>
-void forward_row(const A& x, const LossParams& p, const IVecElement<typename A::T>* labels,
-                 const IVecElement<typename A::T>* masked, Sums<typename A::T, K>& sums) {
-  using T = typename A::T;
+template <class S, int K>
+void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Compute<S>>* labels,
+                 const IVecElement<Compute<S>>* masked, Sums<Compute<S>, K>& sums) {
+  using T = Compute<S>;
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, x.n);
+    const int64_t at = vector_start<T>(i, x.n);
     const IVec<T> label = labels_at<T>(labels, at, i), valid = label >= 0;
     Vec<T> d[K], e[K];
 #pragma GCC unroll 8
@@ -83,22 +83,20 @@ void forward_row(const A& x, const LossParams& p, const IVecElement<typename A::
 }
 
 // More than 8 classes: the softmax of each pixel, then each class over the piece again.
-template <class A>
-void forward_row_many(const A& x, const LossParams& p, const IVecElement<typename A::T>* labels,
-                      const IVecElement<typename A::T>* masked, double* out) {
-  using T = typename A::T;
-  using S = typename A::Storage;
+template <class S>
+void forward_row_many(const Planar<S>& x, const LossParams& p, const IVecElement<Compute<S>>* labels,
+                      const IVecElement<Compute<S>>* masked, double* out) {
+  using T = Compute<S>;
   const int64_t K = p.classes;
   T top[kChunk + kWidth<T>], inverse[kChunk + kWidth<T>], own[kChunk + kWidth<T>], w[kChunk + kWidth<T>];
   for (int64_t i = 0; i < x.n; ++i) {
     const int64_t k = labels[i] < 0 ? 0 : labels[i];
-    own[i] = scalar<S>(x.x[k * x.k_stride + i * x.w_stride]);
+    own[i] = scalar<S>(x.x[k * x.k_stride + i]);
     w[i] = weight_of<T>(p, k);
   }
-  for (int64_t i = x.n; i < x.n + kWidth<T>; ++i) own[i] = w[i] = T(0);
   Vec<T> head[kHead] = {};
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, x.n);
+    const int64_t at = vector_start<T>(i, x.n);
     const IVec<T> label = labels_at<T>(labels, at, i), valid = label >= 0;
     const Softmax<T> s = softmax<false, 0>(x, K, at);
     const Vec<T> base = s.max + (s.max - s.max);  // not finite: NaN, as it should be
@@ -123,7 +121,7 @@ void forward_row_many(const A& x, const LossParams& p, const IVecElement<typenam
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> square = Vec<T>{};
     for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-      const int64_t at = vector_start<A>(i, x.n);
+      const int64_t at = vector_start<T>(i, x.n);
       const Vec<T> d = clamp_exponent<T>(x.load_class(k, at) - load(top + at));
       const Vec<T> q = exp_nonpositive<T>(d) * load(inverse + at);
       square += where<T>(labels_at<T>(labels, at, i) >= 0, q * q);
@@ -137,33 +135,25 @@ void forward(const LossParams& p, double* partial, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const int64_t n_sums = kHead + 3 * p.classes, w_stride = p.logits_stride.w, k_stride = p.logits_stride.c;
   __builtin_memset(partial + begin * n_sums, 0, size_t((end - begin) * n_sums) * sizeof(double));
-  with_classes(p.classes, [&](auto k) {
+  with_classes<S>(p.classes, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    if constexpr (K > 0) {
-      Sums<T, K> sums{};
-      int64_t vectors = 0, current = begin;
-      for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t index) {
-        if (index != current || vectors >= kFlushVectors) {
-          flush(sums, partial + current * n_sums);
-          vectors = 0;
-          current = index;
-        }
-        if (w_stride == 1 && piece.count >= kWidth<T>)
-          forward_row<Planar<S>, K>({piece.x, k_stride, 1, piece.count}, p, piece.labels, piece.masked, sums);
+    Sums<T, K ? K : 1> sums{};
+    int64_t vectors = 0, current = begin;
+    for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t index) {
+      if (K && (index != current || vectors >= kFlushVectors)) {
+        flush(sums, partial + current * n_sums);
+        vectors = 0;
+        current = index;
+      }
+      for_each_planar(piece.x, k_stride, w_stride, p.classes, piece.count, [&](const Planar<S>& x, int64_t i, int64_t) {
+        if constexpr (K > 0)
+          forward_row<S, K>(x, p, piece.labels + i, piece.masked + i, sums);
         else
-          forward_row<Strided<S>, K>({piece.x, k_stride, w_stride, piece.count}, p, piece.labels, piece.masked, sums);
-        vectors += ceil_div(piece.count, kWidth<T>);
+          forward_row_many<S>(x, p, piece.labels + i, piece.masked + i, partial + index * n_sums);
       });
-      if (begin < end) flush(sums, partial + current * n_sums);
-    } else {
-      for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t index) {
-        double* const out = partial + index * n_sums;
-        if (w_stride == 1 && piece.count >= kWidth<T>)
-          forward_row_many<Planar<S>>({piece.x, k_stride, 1, piece.count}, p, piece.labels, piece.masked, out);
-        else
-          forward_row_many<Strided<S>>({piece.x, k_stride, w_stride, piece.count}, p, piece.labels, piece.masked, out);
-      });
-    }
+      vectors += ceil_div(piece.count, kWidth<T>);
+    });
+    if (K && begin < end) flush(sums, partial + current * n_sums);
   });
 }
 

@@ -47,13 +47,13 @@ Factors<T> factors(const LossBackwardParams& b) {
   return f;
 }
 
-template <class A, int K>
-void backward_row(const A& x, const A& out, const LossParams& p, const Factors<typename A::T>& f,
-                  const typename A::T* alpha, const typename A::T* beta, const IVecElement<typename A::T>* labels,
-                  const IVecElement<typename A::T>* masked) {
-  using T = typename A::T;
+template <class S, int K>
+void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p, const Factors<Compute<S>>& f,
+                  const Compute<S>* alpha, const Compute<S>* beta, const IVecElement<Compute<S>>* labels,
+                  const IVecElement<Compute<S>>* masked) {
+  using T = Compute<S>;
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, x.n);
+    const int64_t at = vector_start<T>(i, x.n);
     IVec<T> label;
     __builtin_memcpy(&label, labels + at, sizeof label);
     const IVec<T> valid = label >= 0;
@@ -87,13 +87,14 @@ void backward_row(const A& x, const A& out, const LossParams& p, const Factors<t
   }
 }
 
-template <class A>
-void backward_row_many(const A& x, const A& out, const LossParams& p, const Factors<typename A::T>& f,
-                       const typename A::T* alphas, const typename A::T* betas, const IVecElement<typename A::T>* labels, const IVecElement<typename A::T>* masked) {
-  using T = typename A::T;
+template <class S>
+void backward_row_many(const Planar<S>& x, const Planar<S>& out, const LossParams& p, const Factors<Compute<S>>& f,
+                       const Compute<S>* alphas, const Compute<S>* betas, const IVecElement<Compute<S>>* labels,
+                       const IVecElement<Compute<S>>* masked) {
+  using T = Compute<S>;
   using I = IVecElement<T>;
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
-    const int64_t at = vector_start<A>(i, x.n);
+    const int64_t at = vector_start<T>(i, x.n);
     IVec<T> label;
     __builtin_memcpy(&label, labels + at, sizeof label);
     const IVec<T> valid = label >= 0;
@@ -131,22 +132,19 @@ void backward(const LossBackwardParams& b, int64_t begin, int64_t end) {
   const LossParams& p = b.loss;
   const Strides &st = p.logits_stride, &os = b.grad_logits_stride;
   const Factors<T> f = factors<T>(b);
-  with_classes(p.classes, [&](auto k) {
+  with_classes<S>(p.classes, [&](auto k) {
     constexpr int K = decltype(k)::value;
     T alpha[K ? K : kFactors], beta[K ? K : kFactors];
     for (int64_t j = 0; j < p.classes && j < (K ? K : kFactors); ++j) alpha[j] = f.alpha(j), beta[j] = f.beta(j);
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t) {
       S* const out = static_cast<S*>(b.grad_logits) + piece.n * os.n + piece.z * os.d + piece.y * os.h + piece.x0 * os.w;
-      auto run = [&](auto x, auto o) {
-        if constexpr (K > 0)
-          backward_row<decltype(x), K>(x, o, p, f, alpha, beta, piece.labels, piece.masked);
-        else
-          backward_row_many(x, o, p, f, alpha, beta, piece.labels, piece.masked);
-      };
-      if (st.w == 1 && os.w == 1 && piece.count >= kWidth<T>)
-        run(Planar<S>{piece.x, st.c, 1, piece.count}, Planar<S>{out, os.c, 1, piece.count});
-      else
-        run(Strided<S>{piece.x, st.c, st.w, piece.count}, Strided<S>{out, os.c, os.w, piece.count});
+      for_each_planar_pair(piece.x, st.c, st.w, out, os.c, os.w, p.classes, piece.count,
+                           [&](const Planar<S>& x, const Planar<S>& to, int64_t i) {
+                             if constexpr (K > 0)
+                               backward_row<S, K>(x, to, p, f, alpha, beta, piece.labels + i, piece.masked + i);
+                             else
+                               backward_row_many<S>(x, to, p, f, alpha, beta, piece.labels + i, piece.masked + i);
+                           });
     });
   });
 }

@@ -3,6 +3,7 @@
 
 #include "entropy.h"
 #include "grid.h"
+#include "stage.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 

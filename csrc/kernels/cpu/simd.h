@@ -298,51 +298,25 @@ ENTMASK_INLINE double sum(Vec<double> v) {
 
 // ---------------------------------------------------------------- access
 //
-// Pixels i .. i + kWidth of class k of one image row. Planar: the pixels of a class are dense and at least kWidth of the row are
-// left at i. Strided: any layout and any number left; what lies beyond the row reads as 0 and is not written.
+// A row of n >= kWidth pixels, the pixels of a class dense, class k at x + k * k_stride. Rows of other layouts are brought into
+// this one first (stage.h).
 
 template <class S>
 struct Planar {
   using Storage = S;
   using T = Compute<S>;
-  static constexpr bool planar = true;
   S* x;
-  int64_t k_stride, w_stride, n;
+  int64_t k_stride, n;
 
   ENTMASK_INLINE Vec<T> load_class(int64_t k, int64_t i) const { return load(x + k * k_stride + i); }
   ENTMASK_INLINE void store_class(int64_t k, int64_t i, Vec<T> v) const { store(x + k * k_stride + i, v); }
 };
 
-template <class S>
-struct Strided {
-  using Storage = S;
-  using T = Compute<S>;
-  static constexpr bool planar = false;
-  S* x;
-  int64_t k_stride, w_stride, n;
-
-  ENTMASK_INLINE Vec<T> load_class(int64_t k, int64_t i) const {
-    const S* p = x + k * k_stride + i * w_stride;
-    const int count = n - i < kWidth<T> ? int(n - i) : kWidth<T>;
-    S lanes[kWidth<T>] = {};
-    for (int j = 0; j < count; ++j) lanes[j] = p[j * w_stride];
-    return load(lanes);
-  }
-  ENTMASK_INLINE void store_class(int64_t k, int64_t i, Vec<T> v) const {
-    S* p = x + k * k_stride + i * w_stride;
-    const int count = n - i < kWidth<T> ? int(n - i) : kWidth<T>;
-    S lanes[kWidth<T>];
-    store(lanes, v);
-    for (int j = 0; j < count; ++j) p[j * w_stride] = lanes[j];
-  }
-};
-
-// Where the vectors of a row of n pixels start: every kWidth; the last one of a planar row is moved back to end with the row, so
-// that a row's tail needs no code of its own (the pixels that two vectors share are computed twice, to the same value).
-template <class A>
+// Where the vectors of a row of n pixels start: every kWidth; the last one is moved back to end with the row, so that a row's
+// tail needs no code of its own (the pixels that two vectors share are computed twice, to the same value).
+template <class T>
 ENTMASK_INLINE int64_t vector_start(int64_t i, int64_t n) {
-  constexpr int width = kWidth<typename A::T>;
-  return A::planar && i + width > n ? n - width : i;
+  return i + kWidth<T> > n ? n - kWidth<T> : i;
 }
 
 // One element in the compute dtype.
@@ -360,19 +334,19 @@ struct Constant {
   static constexpr int value = N;
 };
 
-// Calls f with the number of classes as a constant: 2 to 8, or 0 for more.
-template <class F>
+// Calls f with the number of classes as a constant where that has code of its own, else with 0. Each constant costs compile time:
+// float64 has none.
+template <class S, class F>
 ENTMASK_INLINE auto with_classes(int64_t classes, F&& f) {
-  switch (classes) {
-    case 2: return f(Constant<2>{});
-    case 3: return f(Constant<3>{});
-    case 4: return f(Constant<4>{});
-    case 5: return f(Constant<5>{});
-    case 6: return f(Constant<6>{});
-    case 7: return f(Constant<7>{});
-    case 8: return f(Constant<8>{});
-    default: return f(Constant<0>{});
+  if constexpr (sizeof(S) < 8) {
+    switch (classes) {
+      case 2: return f(Constant<2>{});
+      case 3: return f(Constant<3>{});
+      case 4: return f(Constant<4>{});
+      case 8: return f(Constant<8>{});
+    }
   }
+  return f(Constant<0>{});
 }
 
 template <class S>
