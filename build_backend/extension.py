@@ -32,7 +32,7 @@ AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC's own AVX-51
 X86_ISAS: dict[str, list[str]] = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
 OTHER_ISAS: dict[str, list[str]] = {"baseline": []}
 
-COMMON = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
+COMMON = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-DNDEBUG"]
 TORCH_FLAGS = ["-std=c++20", "-O2", "-fopenmp", *COMMON]  # torch's headers ask for C++20
 # No -ffast-math: NaN, infinities and signed zeros are part of what the kernels promise.
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", *COMMON]
