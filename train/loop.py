@@ -22,7 +22,7 @@ from train.panels import save_panel
 from train.phantom import ensure_phantom
 from train.recipes import resolve, settings
 from train.trainer import Step, Trainer
-from train.world import World, join
+from train.world import World, join, pick_device
 
 PHANTOM = Path("data/phantom")
 CHECKPOINTS = {"last": Path("checkpoints/last.pt"), "best": Path("checkpoints/best.pt")}
@@ -90,13 +90,11 @@ def fit(config: FitConfig) -> Path:
     folder = run_folder(config)
     checkpoint.check_writable(folder)
     check_same_run(folder, config)
-    world, device = join(config.device)
+    device = pick_device(config.device)
+    if config.autocast == "fp16" and device.type != "cuda":
+        raise ValueError(f"autocast fp16 needs CUDA, got device {device}; use bf16")
+    world = join(device)
     try:
-        if config.autocast == "fp16" and device.type != "cuda":
-            raise ValueError(f"autocast fp16 needs CUDA, got device {device}; use bf16")
-        if config.data.root is None and world.writes:
-            ensure_phantom(PHANTOM)
-        world.wait()
         data = read_data(config, device)
         return Fit(config, folder, world, device, data).run()
     finally:

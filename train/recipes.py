@@ -101,7 +101,8 @@ def check(s: SimpleNamespace, method: methods.Method) -> None:
         "panel_every",
     ):
         require(getattr(s, name) >= 1, name, "at least 1")
-    require((s.iterations or s.epochs) >= 1, "epochs" if s.iterations is None else "iterations", "at least 1")
+    length = "epochs" if s.iterations is None else "iterations"
+    require(getattr(s, length) >= 1, length, "at least 1")
     require(s.lr > 0, "lr", "positive")
     for name in ("lr_floor", "hint", "rampup"):
         require(0 <= getattr(s, name) <= 1, name, "in [0, 1]")

@@ -49,22 +49,30 @@ class World:
             dist.destroy_process_group()
 
 
-def join(device: str) -> tuple[World, torch.device]:
-    """The world that torchrun's environment describes, and this process's device."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{local}"
+def pick_device(name: str) -> torch.device:
+    """auto: this process's GPU if there is one, else the CPU; or the device of that name.
+
+    Raises:
+        ValueError: the device cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        device = torch.device(name)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not usable here: {error}") from None
+        raise ValueError(f"device {name!r} is not usable here: {error}") from None
+    return device
+
+
+def join(device: torch.device) -> World:
+    """The world that torchrun's environment describes."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(), chosen
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return World(dist.get_rank(), size), chosen
+        return World()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), size)
