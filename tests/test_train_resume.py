@@ -15,7 +15,7 @@ import torch
 from train_tiny import command, tiny_config, write_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Kills itself at the n-th save of last.pt with half of the new file written, as a SIGKILL in the middle of a write would.
+# Kills itself at the n-th save of last.pt with half of the new file written, as a SIGKILL in a write would.
 DIES_WRITING = """
 import os, signal, sys
 real, saves = os.replace, 0

@@ -25,7 +25,7 @@ def slice_of(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarra
 
 
 def write_tiny(root: Path, patients: int = 4, slices: int = 3) -> Path:
-    """train.list, train_slices.list and val.list under root, with one frame a patient; the last patient is for validation."""
+    """A root with its lists and files, one frame a patient; one more patient is for validation."""
     rng = np.random.default_rng(0)
     (root / "data" / "slices").mkdir(parents=True)
     frames = [f"patient{i + 1:03d}_frame01" for i in range(patients + 1)]

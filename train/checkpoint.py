@@ -14,7 +14,6 @@ import torch
 from train.config import FitConfig, from_dict
 from train.network import UNet
 
-
 UMASK = os.umask(0)
 os.umask(UMASK)
 
