@@ -100,7 +100,7 @@ def test_both_ranks_stay_equal_and_resume(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_is_the_mean_of_two_half_batches(root: Path, tmp_path: Path) -> None:
-    changes = {"iterations": 1, "dropout": (0.0, 0.0), "consistency_from": 0, "rampup": 0.0}
+    changes = {"iterations": 1, "dropout": (0.0, 0.0), "consistency_from": 0, "rampup": 0.0, "consistency_weight": 1.0}
     config = tiny_config(root, tmp_path / "run", **changes)
     assert torchrun(tmp_path, config, FREEZES_BATCH_NORM) == 0
 

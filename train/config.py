@@ -54,7 +54,7 @@ class LossConfig:
     """Weight of cross entropy, in the supervised and in the consistency loss."""
     dice_weight: float | None = None
     """Weight of soft Dice, in both losses."""
-    consistency_weight: float = 1.0
+    consistency_weight: float = 0.1
     """Weight of the consistency loss after its ramp."""
     consistency_ce: Literal["region", "unweighted"] = "region"
     """region: mask_weight x mean over masked pixels + mean over visible ones, an empty region adds 0. unweighted: the
