@@ -154,5 +154,5 @@ def assert_gradients_close(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[actual.dtype]
     largest = expected.double().abs().max().item() if expected.numel() else 0.0
-    smallest = torch.finfo(actual.dtype).smallest_normal if actual.dtype == torch.float16 else 0.0
+    smallest = 6e-8 if actual.dtype == torch.float16 else 0.0  # its subnormals are that far apart
     torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance * largest + smallest)
