@@ -18,7 +18,7 @@ def main() -> None:
     # One output with a sigmoid: its logit against a constant 0 makes two classes.
     logit = 4 * torch.randn(4, 1, 96, 96)
     two = torch.cat([torch.zeros_like(logit), logit], 1)
-    masked = entmask_ext.patch_mask(images, two, patch_size=16, score="count", threshold=0.9, min_score=0.2)
+    masked = entmask_ext.patch_mask(images, two, patch_size=16, score="count", threshold=0.9, min_score=0.15)
     print(f"from a sigmoid: {int(masked.patches.sum())} of {masked.patches.numel()} patches masked")
 
     # A map of one's own (attention, disagreement of two networks): pooled to the patch grid, then the same selection.

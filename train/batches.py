@@ -110,7 +110,9 @@ class Batches:
         sizes = np.array([self.slices.images[i].shape for i in every])
         theta = torch.from_numpy(random_transforms(rng, sizes)[self.mine]).float()
         device = images[0].device
-        grid = F.affine_grid(theta.to(device, non_blocking=True), [len(chosen), 1, *self.size], align_corners=True)
+        if device.type == "cuda":
+            theta = theta.pin_memory().to(device, non_blocking=True)  # a copy that the host does not wait for
+        grid = F.affine_grid(theta, [len(chosen), 1, *self.size], align_corners=True)
         return Batch(*self.sample(images, labels, grid))
 
     def sample(self, images: list[Tensor], labels: list[Tensor], grid: Tensor) -> tuple[Tensor, Tensor]:
