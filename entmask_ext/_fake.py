@@ -11,6 +11,11 @@ from entmask_ext import _C  # noqa: F401 (defines the ops)
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def _check_device(a: Tensor, a_name: str, b: Tensor | None, b_name: str) -> None:
+    if b is not None and a.device != b.device:
+        raise ValueError(f"{a_name} and {b_name} must be on the same device, got {a.device} and {b.device}")
+
+
 def _check_image_like(x: Tensor, name: str, channels: str) -> None:
     if x.dtype not in _FLOATING:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
@@ -72,6 +77,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_image_like(image, "image", "C")
     _check_logits(logits)
+    _check_device(image, "image", logits, "logits")
     if image.dim() != logits.dim():
         raise ValueError(
             "image and logits must agree in batch and spatial sizes, "
@@ -107,6 +113,7 @@ def _(
     mask_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_image_like(image, "image", "C")
+    _check_device(image, "image", scores, "scores")
     grid = _grid(image, patch_size)
     torch._check_value(
         scores.dim() == len(grid) and all(a == b for a, b in zip(scores.shape, grid, strict=True)),
@@ -117,6 +124,7 @@ def _(
 
 @torch.library.register_fake("entmask::apply_mask")
 def _(image: Tensor, patches: Tensor, patch_size: Sequence[int], fill: float) -> Tensor:
+    _check_device(image, "image", patches, "patches")
     return _same_format(image)
 
 
@@ -158,6 +166,9 @@ def _(
     denominator_offset: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_logits(logits)
+    _check_device(logits, "logits", labels, "labels")
+    _check_device(logits, "logits", patches, "patches")
+    _check_device(logits, "logits", class_weight, "class_weight")
     outputs = [logits.new_empty([], dtype=_compute_dtype(logits)) for _ in range(4)]
     sums = logits.new_empty([4 + 3 * logits.shape[1]], dtype=torch.float64)
     return outputs[0], outputs[1], outputs[2], outputs[3], sums
@@ -187,5 +198,6 @@ def _(
 @torch.library.register_fake("entmask::shuffle_patches")
 def _(x: Tensor, patch_size: Sequence[int], permutation: Tensor, inverse: bool) -> Tensor:
     _check_image_like(x, "x", "C")
+    _check_device(x, "x", permutation, "permutation")
     _grid(x, patch_size)
     return _same_format(x)

@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 def patch_sizes(patch_size: int | Sequence[int]) -> list[int]:
-    return [patch_size] if isinstance(patch_size, int) else list(patch_size)
+    """As a list: one size for all axes, or one an axis."""
+    sizes = list(patch_size) if isinstance(patch_size, Sequence) and not isinstance(patch_size, str) else [patch_size]
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"patch_size must be an int or a sequence of ints, got {type(size).__name__}")
+    return sizes
 
 
 def split(value: float | Tensor | None) -> tuple[float | None, Tensor | None]:

@@ -210,7 +210,8 @@ def random_patch_mask(
     if min(patch) <= 0:
         raise ValueError(f"patch_size must be positive, got {patch}")
     grid = [-(-size // width) for size, width in zip(sizes, patch, strict=True)]
-    scores = torch.rand([1 if shared else image.shape[0], *grid], device=image.device, generator=generator)
+    rows = 1 if shared else image.shape[0]
+    scores = torch.rand([rows, *grid], dtype=torch.float32, device=image.device, generator=generator)
     if shared:
         scores = scores.expand(image.shape[0], *grid)
     return patch_mask_from_scores(image, scores, patch, ratio, fill=fill, mask_dtype=mask_dtype)

@@ -32,7 +32,7 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte || labels.scalar_type() == at::kLong,
                    "labels must be uint8 or int64, got ", labels.scalar_type());
   const auto shape = pixel_shape(logits);
-  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", shape, " for logits ", logits.sizes(), ", got ",
+  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", at::IntArrayRef(shape), " for logits ", logits.sizes(), ", got ",
                     labels.sizes());
   check_weight(w.mask, "mask_weight");
   check_weight(w.ce, "ce_weight");
@@ -50,7 +50,7 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
     check_same_device(logits, "logits", *patches, "patches");
     TORCH_CHECK_TYPE(patches->scalar_type() == at::kBool, "patches must be bool, got ", patches->scalar_type());
     const auto grid = grid_shape(logits, p.grid);
-    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", grid, " for logits ", logits.sizes(),
+    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", at::IntArrayRef(grid), " for logits ", logits.sizes(),
                       " and patch_size ", *patch_size, ", got ", patches->sizes());
     in.patches = patches->contiguous();
     p.patches = in.patches.const_data_ptr<bool>();

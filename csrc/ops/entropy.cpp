@@ -67,7 +67,7 @@ Tensor entropy_map_kernel(const Tensor& logits, bool normalize) {
 Tensor entropy_gradient(const Tensor& grad, const Tensor& logits, const Grid& grid, bool pooled, bool normalize) {
   check_same_device(grad, "grad", logits, "logits");
   const auto shape = pooled ? grid_shape(logits, grid) : pixel_shape(logits);
-  TORCH_CHECK_VALUE(grad.sizes().equals(shape), "grad must have shape ", shape, ", got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.sizes().equals(shape), "grad must have shape ", at::IntArrayRef(shape), ", got ", grad.sizes());
   TORCH_CHECK_TYPE(grad.scalar_type() == compute_dtype(logits), "grad must be ", compute_dtype(logits), ", got ",
                    grad.scalar_type());
   Tensor out = empty_like_format(logits);

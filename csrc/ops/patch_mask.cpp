@@ -137,7 +137,7 @@ ScoredMaskResult patch_mask_from_scores_kernel(const Tensor& image, const Tensor
   check_same_device(image, "image", scores, "scores");
   const Grid grid = make_grid(image, patch_size);
   const auto shape = grid_shape(image, grid);
-  TORCH_CHECK_VALUE(scores.sizes().equals(shape), "scores must have one value a patch, shape ", shape, " for image ",
+  TORCH_CHECK_VALUE(scores.sizes().equals(shape), "scores must have one value a patch, shape ", at::IntArrayRef(shape), " for image ",
                     image.sizes(), " and patch_size ", patch_size, ", got ", scores.sizes());
   const Selection selection = check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor},
                                               min_patches, order, hint, scope, image.device());
@@ -151,7 +151,7 @@ Tensor apply_mask_kernel(const Tensor& image, const Tensor& patches, at::IntArra
   const Grid grid = make_grid(image, patch_size);
   const auto shape = grid_shape(image, grid);
   TORCH_CHECK_TYPE(patches.scalar_type() == at::kBool, "patches must be bool, got ", patches.scalar_type());
-  TORCH_CHECK_VALUE(patches.sizes().equals(shape), "patches must have shape ", shape, " for image ", image.sizes(),
+  TORCH_CHECK_VALUE(patches.sizes().equals(shape), "patches must have shape ", at::IntArrayRef(shape), " for image ", image.sizes(),
                     " and patch_size ", patch_size, ", got ", patches.sizes());
   return apply(image, patches.contiguous(), grid, fill, nullptr);
 }

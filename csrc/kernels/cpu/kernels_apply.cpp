@@ -86,8 +86,12 @@ ENTMASK_INLINE void for_each_row(const Grid& g, const Item& item, const bool* pa
   const int64_t chunk = kChunk / patch * patch;
   for (int64_t x = 0; x < width; x += chunk) {
     const int64_t n = width - x < chunk ? width - x : chunk;
-    for (int64_t i = 0, j = x / patch; i < n; ++j)
-      for (const int64_t end = i + patch < n ? i + patch : n; i < end; ++i) pattern[i] = patches[j] ? E(~E(0)) : E(0);
+    if (patch == 1) {
+      for (int64_t i = 0; i < n; ++i) pattern[i] = E(-E(patches[x + i]));
+    } else {
+      for (int64_t i = 0, j = x / patch; i < n; ++j)
+        for (const int64_t end = i + patch < n ? i + patch : n; i < end; ++i) pattern[i] = E(-E(patches[j]));
+    }
     const Row<E> row{patches + x / patch, ceil_div(n, patch), patch, n, pattern, value};
     for (int64_t r = item.first; r < item.last; ++r) f(row, item.z(r), item.y(r), x);
   }

@@ -136,6 +136,7 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
   const Strides& st = p.logits_stride;
   const int64_t splits = strip_splits(g), width = g.size[2], pw = g.patch[2];
   const T threshold = T(p.threshold.value);
+  const bool single = g.patch[0] * g.patch[1] * pw == 1;  // a patch is a pixel: its score is the entropy itself
   // A chunk holds whole patches, or a part of one patch that is wider than a chunk.
   const int64_t chunk = pw < kChunk ? kChunk / pw * pw : kChunk;
   RowReader<S> reader(p.logits, st, p.classes, true, p.label_dtype, p.labels);
@@ -155,18 +156,20 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
         const int64_t z = item.z(r), y = item.y(r);
         reader.read(item.n * st.n + z * st.d + y * st.h + x0 * st.w,
                     ((item.n * g.size[0] + z) * g.size[1] + y) * width + x0, count, h);
-        if (p.count) {
-          for (int64_t i = 0; i < count; ++i) line[i] += h[i] < threshold ? T(0) : T(1);  // NaN counts
+        if (p.count)
+          for (int64_t i = 0; i < count; ++i) h[i] = h[i] < threshold ? T(0) : T(1);  // NaN counts
+        if (single) {
+          __builtin_memcpy(static_cast<T*>(p.scores) + item.strip * width + x0, h, size_t(count) * sizeof(T));
         } else {
           for (int64_t i = 0; i < count; ++i) line[i] += h[i];
         }
-        if (++lines == kFlushRows || r + 1 == item.last) {
+        if (!single && (++lines == kFlushRows || r + 1 == item.last)) {
           add_line(line, count, pw, sums);
           lines = 0;
         }
       }
       const bool complete = x0 + count == width || (x0 + count) % pw == 0;
-      if (!complete) continue;
+      if (!complete || single) continue;
       for (int64_t j = 0; j < patches; ++j) {
         const int64_t gx = gx0 + j;
         if (partial) {
@@ -211,7 +214,7 @@ void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
       const int64_t count = stop - x < kChunk ? stop - x : kChunk;
       T* out = static_cast<T*>(p.entropy) + row * m.width + x;
       const int64_t offset = n * st.n + z * st.d + y * st.h + x * st.w;
-      if (count < kWidth<T>) {  // a whole vector is written
+      if (st.w != 1 || count < kWidth<T>) {  // whole vectors are written, beyond the row too
         reader.read(offset, 0, count, h);
         __builtin_memcpy(out, h, size_t(count) * sizeof(T));
       } else {

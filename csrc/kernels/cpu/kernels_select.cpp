@@ -8,18 +8,6 @@
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-// Larger key = higher rank: NaN above +inf, all NaNs equal, -0 equal to +0.
-ENTMASK_INLINE uint32_t key_of(float v) {
-  if (v != v) return ~uint32_t(0);
-  const uint32_t bits = bits_as<uint32_t>(v + 0.0f);  // -0 + 0 = +0
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-ENTMASK_INLINE uint64_t key_of(double v) {
-  if (v != v) return ~uint64_t(0);
-  const uint64_t bits = bits_as<uint64_t>(v + 0.0);
-  return bits >> 63 ? ~bits : bits | 0x8000000000000000u;
-}
-
 template <class T>
 struct KeyOf;
 template <>
@@ -30,31 +18,99 @@ template <>
 struct KeyOf<double> {
   using type = uint64_t;
 };
+template <class T>
+using Key = typename KeyOf<T>::type;
+
+// Larger key = higher rank: NaN above +inf, all NaNs equal, -0 equal to +0. flip = all ones turns the ranking round.
+template <class T>
+ENTMASK_INLINE Key<T> key_of(T v, Key<T> flip) {
+  constexpr int top_bit = int(sizeof(T)) * 8 - 1;
+  if (v != v) return ~Key<T>(0) ^ flip;
+  const Key<T> bits = bits_as<Key<T>>(v + T(0));  // -0 + 0 = +0
+  return (bits >> top_bit ? ~bits : bits | Key<T>(1) << top_bit) ^ flip;
+}
+
+template <class T>
+struct KeyVector {
+  typedef Key<T> type __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+ENTMASK_INLINE typename KeyVector<T>::type keys_of(const T* p, Key<T> flip) {
+  using V = typename KeyVector<T>::type;
+  constexpr int top_bit = int(sizeof(T)) * 8 - 1;
+  const Vec<T> v = load(p) + T(0);
+  const IVec<T> bits = bits_as<IVec<T>>(v);
+  const V key = bits_as<V>(bits ^ (bits >> top_bit)) ^ ((bits_as<V>(bits) >> top_bit ^ 1) << top_bit);
+  return (v != v ? V{} + ~Key<T>(0) : key) ^ flip;
+}
+
+// Calls f(i, key) for the patches whose key has `prefix` in the bits of `above`; whole vectors without one are skipped.
+template <class T, class F>
+ENTMASK_INLINE void for_each_match(const T* scores, int64_t n, Key<T> flip, Key<T> above, Key<T> prefix, F&& f) {
+  int64_t i = 0;
+  for (; i + kWidth<T> <= n; i += kWidth<T>) {
+    const auto keys = keys_of<T>(scores + i, flip);
+    if (above && !any<T>((keys & above) == prefix)) continue;
+    for (int j = 0; j < kWidth<T>; ++j)
+      if ((keys[j] & above) == prefix) f(i + j, keys[j]);
+  }
+  for (; i < n; ++i) {
+    const Key<T> key = key_of(scores[i], flip);
+    if ((key & above) == prefix) f(i, key);
+  }
+}
 
 // The patches that come before `key`, and the first `ties` (by index) of those at it.
-template <class Key>
+template <class T>
 struct Cut {
-  Key key;
+  Key<T> key;
   int64_t ties;
 };
 
-// The k patches (1 <= k <= n) with the largest flip ^ key; flip = all ones selects the smallest.
-template <class T, class Key>
-Cut<Key> top(const T* scores, int64_t n, int64_t k, Key flip) {
-  Key prefix = 0;
+// The k patches (1 <= k <= n) with the largest keys.
+template <class T>
+Cut<T> top(const T* scores, int64_t n, int64_t k, Key<T> flip) {
+  Key<T> prefix = 0, above = 0;
   int64_t left = k;
-  for (int shift = int(sizeof(Key)) * 8 - 8; shift >= 0; shift -= 8) {
-    int64_t histogram[256] = {};
-    const Key above = shift + 8 < int(sizeof(Key)) * 8 ? Key(~Key(0)) << (shift + 8) : Key(0);
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = key_of(scores[i]) ^ flip;
-      if ((key & above) == prefix) ++histogram[(key >> shift) & 255];
-    }
+  for (int shift = int(sizeof(T)) * 8 - 8; shift >= 0; shift -= 8) {
+    // Four histograms in turn: scores of one magnitude hit one bin, and an increment waits for the one before it.
+    int64_t histogram[4][256] = {};
+    for_each_match<T>(scores, n, flip, above, prefix, [&](int64_t i, Key<T> key) { ++histogram[i & 3][(key >> shift) & 255]; });
     int digit = 255;
-    while (histogram[digit] < left) left -= histogram[digit--];
-    prefix |= Key(digit) << shift;
+    for (;; --digit) {
+      const int64_t count = histogram[0][digit] + histogram[1][digit] + histogram[2][digit] + histogram[3][digit];
+      if (count >= left) break;
+      left -= count;
+    }
+    prefix |= Key<T>(digit) << shift;
+    above |= Key<T>(255) << shift;
   }
   return {prefix, left};
+}
+
+// Sets patches[i] to `value` for the patches that the cut takes; `all` writes !value to the others.
+template <class T, bool all>
+ENTMASK_INLINE void take(const T* scores, int64_t n, Key<T> flip, Cut<T> cut, bool value, bool* patches) {
+  int64_t i = 0;
+  for (; i + kWidth<T> <= n; i += kWidth<T>) {
+    const auto keys = keys_of<T>(scores + i, flip);
+    if (any<T>(keys == cut.key)) {
+      for (int j = 0; j < kWidth<T>; ++j) {
+        const bool taken = keys[j] > cut.key || (keys[j] == cut.key && cut.ties-- > 0);
+        if (taken || all) patches[i + j] = taken == value;
+      }
+    } else {
+      const auto taken = keys > cut.key;
+      for (int j = 0; j < kWidth<T>; ++j)
+        if (all || taken[j]) patches[i + j] = (taken[j] != 0) == value;
+    }
+  }
+  for (; i < n; ++i) {
+    const Key<T> key = key_of(scores[i], flip);
+    const bool taken = key > cut.key || (key == cut.key && cut.ties-- > 0);
+    if (taken || all) patches[i] = taken == value;
+  }
 }
 
 // floor(fraction * n + 1e-6), at most n.
@@ -64,57 +120,47 @@ ENTMASK_INLINE int64_t share(double fraction, int64_t n) {
 }
 
 template <class T>
-int64_t number_selected(const SelectParams& p, const T* scores, typename KeyOf<T>::type flip) {
+int64_t number_selected(const SelectParams& p, const T* scores, Key<T> flip) {
   const int64_t n = p.length;
   if (p.by_ratio) {
     if (!(p.ratio.value > 0)) return 0;
     const int64_t k = share(p.ratio.value, n);
     return k > 1 ? k : 1;
   }
-  const auto limit = key_of(T(p.min_score.value)) ^ flip;
+  const Key<T> limit = key_of(T(p.min_score.value), flip);
   int64_t k = 0;
-  for (int64_t i = 0; i < n; ++i) k += (key_of(scores[i]) ^ flip) >= limit;
+  for (int64_t i = 0; i < n; ++i) k += key_of(scores[i], flip) >= limit;
   k = k > p.min_patches ? k : p.min_patches;
   return k < n ? k : n;
 }
 
 template <class T>
 void select_row(const SelectParams& p, const T* scores, bool* patches) {
-  using Key = typename KeyOf<T>::type;
   const int64_t n = p.length;
-  const Key flip = p.lowest ? Key(~Key(0)) : Key(0);
+  const Key<T> flip = p.lowest ? ~Key<T>(0) : Key<T>(0);
   const int64_t k = number_selected(p, scores, flip);
   if (k == 0) {
     __builtin_memset(patches, 0, size_t(n));
     return;
   }
-  Cut<Key> cut = top<T, Key>(scores, n, k, flip);
-  for (int64_t i = 0; i < n; ++i) {
-    const Key key = key_of(scores[i]) ^ flip;
-    patches[i] = key > cut.key || (key == cut.key && cut.ties-- > 0);
-  }
+  const Cut<T> cut = top(scores, n, k, flip);
+  take<T, true>(scores, n, flip, cut, true, patches);
   int64_t visible = share(p.hint, n);
   visible = visible < k - 1 ? visible : k - 1;
   if (visible == 0) return;
-  // The `visible` highest of the selected. In the order "highest" they are the highest of all; in the order "lowest" all patches
-  // below the k-th from below are selected, so the highest selected are those that (k - visible) lowest leave over.
   if (!p.lowest) {
-    Cut<Key> hint = top<T, Key>(scores, n, visible, 0);
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = key_of(scores[i]);
-      if (key > hint.key || (key == hint.key && hint.ties-- > 0)) patches[i] = false;
-    }
-  } else {
-    // Key of the visible-th highest selected: the (k - visible + 1)-th lowest of all. Of the selected at that key, the first by index
-    // are left visible, as many as are still wanted after those above it.
-    const Key key_at = top<T, Key>(scores, n, k - visible + 1, flip).key;
-    int64_t above = 0;
-    for (int64_t i = 0; i < n; ++i) above += patches[i] && (key_of(scores[i]) ^ flip) < key_at;
-    int64_t ties = visible - above;
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = key_of(scores[i]) ^ flip;
-      if (patches[i] && (key < key_at || (key == key_at && ties-- > 0))) patches[i] = false;
-    }
+    // The highest of the selected are the highest of all.
+    take<T, false>(scores, n, flip, top(scores, n, visible, flip), false, patches);
+    return;
+  }
+  // The visible-th highest of the k lowest is the (k - visible + 1)-th lowest of all. Of the selected at its key, the first by
+  // index are left visible, as many as are still wanted after those above it.
+  const Key<T> key_at = top(scores, n, k - visible + 1, flip).key;
+  int64_t ties = visible;
+  for (int64_t i = 0; i < n; ++i) ties -= patches[i] && key_of(scores[i], flip) < key_at;
+  for (int64_t i = 0; i < n; ++i) {
+    const Key<T> key = key_of(scores[i], flip);
+    if (patches[i] && (key < key_at || (key == key_at && ties-- > 0))) patches[i] = false;
   }
 }
 

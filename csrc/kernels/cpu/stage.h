@@ -72,7 +72,8 @@ void unstage(const S* from, int64_t ld, int64_t classes, int64_t n, S* x, int64_
 }
 
 // Calls f(row, offset, pixels) with planar rows that together are the n pixels at x: the row itself where it is planar, else staged
-// pieces. A piece has at least kWidth pixels for f to compute; those from `pixels` on repeat the last one.
+// pieces. A piece has at least kWidth pixels for f to compute: those from `pixels` on
+// repeat the last one, so that what f writes for a piece may end up to a vector behind the row.
 template <class S, class F>
 ENTMASK_INLINE void for_each_planar(S* x, int64_t k_stride, int64_t w_stride, int64_t classes, int64_t n, F&& f) {
   using T = Compute<S>;
