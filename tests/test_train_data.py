@@ -241,7 +241,7 @@ def test_phantom_is_the_acdc_layout(phantom: Path) -> None:
 
 
 def test_phantom_anatomy() -> None:
-    """What every patient must have: a cavity in a wall, the right ventricle outside it, systole smaller than diastole."""
+    """What every patient must have: a cavity inside a wall, and less blood at end-systole than at end-diastole."""
     for number in range(1, 9):
         (image, diastole, _), (_, systole, spacing) = draw_patient(0, number)
         volume = {c: [np.count_nonzero(label == c) for label in (diastole, systole)] for c in (1, 2, 3)}
@@ -256,7 +256,7 @@ def test_phantom_anatomy() -> None:
 
 
 def test_phantom_is_no_threshold(phantom: Path) -> None:
-    """Knowing exactly how likely each class is at each grey value does not give the labels: best pixelwise Dice < 0.5."""
+    """Even the best choice of grey levels for a class, made with the truth at hand, has a Dice below 0.5."""
     for name in read_list(phantom / "val.list"):
         image, label = read_volume(volume_path(phantom, name), 4)
         level = np.minimum((image * 64).astype(int), 63)
@@ -305,7 +305,7 @@ def test_no_patients(tmp_path: Path, counts: tuple[int, int, int], name: str) ->
 
 
 def start_writer(root: Path) -> subprocess.Popen[bytes]:
-    code = f"from pathlib import Path; from train.phantom import ensure_phantom; ensure_phantom(Path({str(root)!r}), 2, 1, 1)"
+    code = f"import pathlib, train.phantom as p; p.ensure_phantom(pathlib.Path({str(root)!r}), 2, 1, 1)"
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
