@@ -1,0 +1,323 @@
+"""Gradients: gradcheck in float64, gradients that come strided, what is saved, and second derivatives."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import (
+    LAYOUTS,
+    Shape,
+    assert_gradients_close,
+    assert_same_bits,
+    devices,
+    dtypes,
+    layouts,
+    make_image,
+    make_labels,
+    make_logits,
+    make_patches,
+    shapes,
+)
+from torch import Tensor
+
+import entmask_ext
+from entmask_ext import reference
+
+# Small, odd, with cut patches.
+SMALL = [Shape(2, 2, 3, (5, 7), (2, 3)), Shape(2, 1, 2, (3, 5, 4), (2, 2, 3))]
+small = pytest.mark.parametrize("shape", SMALL, ids=str)
+
+
+def double_logits(shape: Shape, device: str, layout: str = "contiguous") -> Tensor:
+    """Moderate, so that a numerical derivative is accurate; some classes at -inf, of which no derivative is taken."""
+    return LAYOUTS[layout](torch.randn(shape.images, shape.classes, *shape.sizes, dtype=torch.float64).to(device) * 2)
+
+
+def with_absent_classes(logits: Tensor, present: Tensor) -> Tensor:
+    return torch.where(present, logits, -math.inf)
+
+
+def some_present(shape: Shape, device: str) -> Tensor:
+    """True but for class 0 in a quarter of the pixels."""
+    present = torch.ones(shape.images, shape.classes, *shape.sizes, dtype=torch.bool, device=device)
+    present[:, 0] = torch.rand(shape.images, *shape.sizes, device=device) > 0.25
+    return present
+
+
+def check(function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], x: Tensor) -> None:
+    torch.autograd.gradcheck(function, x.detach().requires_grad_(), eps=1e-6, atol=1e-7, rtol=1e-5)
+
+
+@devices
+@small
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_gradcheck_of_entropy(layout: str, shape: Shape, device: str) -> None:
+    logits, present = double_logits(shape, device, layout), some_present(shape, device)
+    check(lambda x: entmask_ext.entropy_map(x), logits)
+    check(lambda x: entmask_ext.entropy_map(x, normalize=False), logits)
+    check(lambda x: entmask_ext.entropy_map(with_absent_classes(x, present)), logits)
+    check(lambda x: entmask_ext.patch_scores(x, shape.patch), logits)
+    check(lambda x: entmask_ext.patch_scores(with_absent_classes(x, present), shape.patch), logits)
+
+
+@devices
+@small
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_gradcheck_of_masking(layout: str, shape: Shape, device: str) -> None:
+    image = make_image(shape, torch.float64, device, layout)
+    logits, present = double_logits(shape, device, layout), some_present(shape, device)
+    scores = torch.rand(shape.images, *shape.grid, device=device)
+    check(lambda x: entmask_ext.patch_mask(x, logits, shape.patch, 0.5, fill=3).image, image)
+    check(lambda x: entmask_ext.patch_mask_from_scores(x, scores, shape.patch, 0.5).image, image)
+    check(lambda x: entmask_ext.patch_mask(image, x, shape.patch, 0.5).scores, logits)
+    check(lambda x: entmask_ext.patch_mask(image, with_absent_classes(x, present), shape.patch, 0.5).scores, logits)
+
+
+@devices
+@small
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck_of_the_loss(weighted: bool, layout: str, shape: Shape, device: str) -> None:
+    logits, present = double_logits(shape, device, layout), some_present(shape, device)
+    labels, patches = make_labels(shape, device=device), make_patches(shape, device)
+    weight = torch.rand(shape.classes, dtype=torch.float64, device=device) if weighted else None
+
+    def loss(x: Tensor, labels: Tensor = labels) -> tuple[Tensor, ...]:
+        return tuple(entmask_ext.consistency_loss(x, labels, patches, shape.patch, class_weight=weight))
+
+    check(loss, logits)
+    labels = labels.masked_fill(labels == 0, 1)  # an absent class that is the label would cost infinity
+    check(lambda x: loss(with_absent_classes(x, present), labels), logits)
+
+
+@devices
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("shape", [Shape(4, 2, 2, (4, 6), (2, 3)), Shape(2, 1, 2, (2, 4, 3), (1, 2, 3))], ids=str)
+def test_gradcheck_of_shuffling(shape: Shape, inverse: bool, device: str) -> None:
+    permutation = torch.randperm(2 * shape.patches, device=device)
+    x = make_image(shape, torch.float64, device)
+    check(lambda x: entmask_ext.shuffle_patches(x, shape.patch, permutation, inverse=inverse), x)
+
+
+@devices
+@layouts
+@dtypes
+@shapes
+def test_gradients_equal_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
+    logits = make_logits(shape, dtype, device, layout)
+
+    def gradient(function: Callable[[Tensor], Tensor], x: Tensor, incoming: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        out = function(x)
+        return torch.autograd.grad(out, x, incoming.to(out.dtype))[0]
+
+    for module_function in (
+        lambda module, x: module.entropy_map(x),
+        lambda module, x: module.patch_scores(x, shape.patch),
+    ):
+        incoming = torch.randn_like(module_function(entmask_ext, logits))
+        got = gradient(lambda x, f=module_function: f(entmask_ext, x), logits, incoming)
+        want = gradient(lambda x, f=module_function: f(reference, x), logits.double(), incoming)
+        assert got.dtype == dtype
+        assert_gradients_close(got, want)
+
+
+@devices
+def test_absent_classes_get_no_gradient(device: str) -> None:
+    logits = torch.randn(1, 4, 6, 33, device=device)
+    logits[:, 1] = -math.inf
+    logits[:, :3, 2] = -math.inf
+    logits.requires_grad_()
+    for function in (entmask_ext.entropy_map, lambda x: entmask_ext.patch_scores(x, 4)):
+        (gradient,) = torch.autograd.grad(function(logits).sum(), logits)
+        assert gradient.isfinite().all()
+        assert (gradient[:, 1] == 0).all()
+        assert (gradient[:, :, 2] == 0).all()
+        assert (gradient[:, 0, 3:] != 0).any()
+
+
+@devices
+def test_the_clamp_has_no_gradient_of_its_own(device: str) -> None:
+    """At uniform logits H is 1 up to rounding: its derivative is 0 either way, and a sure pixel's is not cut to 0."""
+    logits = torch.zeros(1, 2, 1, 40, device=device)
+    logits[:, 0] = torch.linspace(0, 60, 40, device=device)
+    x = logits.clone().requires_grad_()
+    (got,) = torch.autograd.grad(entmask_ext.entropy_map(x).sum(), x)
+    y = logits.double().requires_grad_()
+    (want,) = torch.autograd.grad(reference.entropy_map(y, normalize=False).sum() / math.log(2), y)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-9)
+    assert (got[0, 0, 1:] < 0).all()
+
+
+def expanded(like: Tensor) -> Tensor:
+    return torch.full((1,) * like.dim(), 0.5, dtype=like.dtype, device=like.device).expand_as(like)
+
+
+def strided(like: Tensor) -> Tensor:
+    wide = torch.randn([*like.shape[:-1], like.shape[-1] * 2], dtype=like.dtype, device=like.device)
+    return wide[..., ::2]
+
+
+def permuted(like: Tensor) -> Tensor:
+    return torch.randn(like.shape[::-1], dtype=like.dtype, device=like.device).permute(*reversed(range(like.dim())))
+
+
+@devices
+@pytest.mark.parametrize("incoming", [expanded, strided, permuted], ids=["expanded", "strided", "permuted"])
+@pytest.mark.parametrize("shape", [Shape(3, 2, 5, (17, 23), (4, 5)), Shape(2, 2, 3, (5, 9, 7), (2, 3, 4))], ids=str)
+def test_incoming_gradients_of_any_strides(shape: Shape, incoming: Callable[[Tensor], Tensor], device: str) -> None:
+    image, logits = make_image(shape, device=device), make_logits(shape, device=device)
+    whole = make_image(Shape(4, 2, 2, shape.patch, shape.patch), device=device)
+    order = torch.randperm(2, device=device)
+    for function, x in (
+        (lambda x: entmask_ext.entropy_map(x), logits),
+        (lambda x: entmask_ext.patch_scores(x, shape.patch), logits),
+        (lambda x: entmask_ext.patch_mask(image, x, shape.patch, 0.5).scores, logits),
+        (lambda x: entmask_ext.patch_mask(x, logits, shape.patch, 0.5).image, image),
+        (lambda x: entmask_ext.shuffle_patches(x, shape.patch, order), whole),
+    ):
+        x = x.detach().requires_grad_()
+        out = function(x)
+        gradient = incoming(out)
+        assert not gradient.is_contiguous() or gradient.numel() == 1
+        (got,) = torch.autograd.grad(out, x, gradient, retain_graph=True)
+        (want,) = torch.autograd.grad(out, x, gradient.contiguous())
+        assert_same_bits(got, want)
+
+
+@devices
+def test_a_part_of_the_outputs_may_be_used(device: str) -> None:
+    """Each of the loss's outputs by itself, and both differentiable outputs of patch_mask at once."""
+    shape = Shape(2, 2, 3, (9, 10), (4, 4))
+    labels, patches = make_labels(shape, device=device), make_patches(shape, device)
+    logits = make_logits(shape, device=device).clamp(min=-30)
+    for name in ("total", "ce_masked", "ce_visible", "dice"):
+        gradients = []
+        for module, dtype in ((entmask_ext, torch.float32), (reference, torch.float64)):
+            x = logits.to(dtype).requires_grad_()
+            loss = getattr(module.consistency_loss(x, labels, patches, 4), name)
+            gradients.append(torch.autograd.grad(loss, x, torch.full_like(loss, -1.5))[0])
+        assert_gradients_close(*gradients)
+
+    image, x = make_image(shape, device=device).requires_grad_(), logits.detach().requires_grad_()
+    masked = entmask_ext.patch_mask(image, x, 4, 0.5)
+    assert masked.image.requires_grad
+    assert masked.scores.requires_grad
+    assert not masked.mask.requires_grad
+    assert not masked.patches.requires_grad
+    to_image, to_logits = torch.autograd.grad(masked.image.sum() + masked.scores.sum(), (image, x))
+    assert torch.equal(to_image, 1 - masked.mask.expand_as(image))
+    want = torch.autograd.grad(entmask_ext.patch_scores(x, 4).sum(), x)[0]
+    assert_same_bits(to_logits, want)
+
+
+@devices
+def test_masked_pixels_get_no_gradient_whatever_comes(device: str) -> None:
+    image, logits = torch.randn(1, 1, 8, 8, device=device, requires_grad=True), torch.randn(1, 2, 8, 8, device=device)
+    masked = entmask_ext.patch_mask(image, logits, 4, 0.5)
+    incoming = torch.full_like(image, math.nan).masked_fill(masked.mask == 0, 2)
+    (gradient,) = torch.autograd.grad(masked.image, image, incoming)
+    assert torch.equal(gradient, 2 * (1 - masked.mask))
+
+
+@devices
+def test_counts_have_no_gradient(device: str) -> None:
+    logits = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
+    assert not entmask_ext.patch_scores(logits, 4, score="count").requires_grad
+    assert not entmask_ext.patch_mask(logits.detach(), logits, 4, score="count").scores.requires_grad
+
+
+def saved_bytes(function: Callable[[], object], *known: Tensor) -> int:
+    """Bytes that autograd keeps for the backward, but for the tensors that the caller has anyway."""
+    pointers = {x.untyped_storage().data_ptr() for x in known}
+    sizes = []
+
+    def pack(x: Tensor) -> Tensor:
+        if x.untyped_storage().data_ptr() not in pointers:
+            sizes.append(x.nbytes)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = function()
+    del result
+    return sum(sizes)
+
+
+@devices
+def test_what_is_saved(device: str) -> None:
+    image = torch.randn(2, 1, 64, 64, device=device, requires_grad=True)
+    logits = torch.randn(2, 4, 64, 64, device=device, requires_grad=True)
+    labels = torch.randint(4, (2, 64, 64), device=device)
+    masked = entmask_ext.patch_mask(image.detach(), logits.detach(), 16, 0.5)
+    patches = masked.patches
+    order = torch.randperm(16, device=device)
+    known = (image, logits, labels, patches, order)
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "entropy_map": (lambda: entmask_ext.entropy_map(logits), 0),
+        "patch_scores": (lambda: entmask_ext.patch_scores(logits, 16), 0),
+        # the grid of patches that it made, 32 bytes
+        "patch_mask": (lambda: entmask_ext.patch_mask(image, logits, 16, 0.5), 2 * 16),
+        # four sums of the regions and three a class, in double
+        "consistency_loss": (lambda: entmask_ext.consistency_loss(logits, labels, patches, 16), 8 * (4 + 3 * 4)),
+        "shuffle_patches": (lambda: entmask_ext.shuffle_patches(image, 16, order), 0),
+    }
+    for name, (call, budget) in calls.items():
+        assert saved_bytes(call, *known) <= budget, name
+        with torch.no_grad():
+            assert saved_bytes(call) == 0, name
+        with torch.inference_mode():
+            assert saved_bytes(call) == 0, name
+    # Where nothing needs a gradient, nothing is kept, grad mode or not.
+    bare_image, bare_logits = image.detach(), logits.detach()
+    assert saved_bytes(lambda: entmask_ext.patch_mask(bare_image, bare_logits, 16)) == 0
+    assert saved_bytes(lambda: entmask_ext.consistency_loss(bare_logits, labels, patches, 16)) == 0
+
+
+@devices
+def test_changing_an_input_before_the_backward_is_noticed(device: str) -> None:
+    logits = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
+    x = logits * 1
+    loss = entmask_ext.consistency_loss(x, torch.zeros(1, 8, 8, dtype=torch.int64, device=device)).total
+    x.data.add_(0)  # not seen by autograd
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@devices
+def test_backward_twice_through_a_retained_graph(device: str) -> None:
+    logits = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
+    labels = torch.randint(3, (1, 8, 8), device=device)
+    for out in (
+        entmask_ext.entropy_map(logits).sum(),
+        entmask_ext.patch_scores(logits, 4).sum(),
+        entmask_ext.consistency_loss(logits, labels).total,
+    ):
+        (first,) = torch.autograd.grad(out, logits, retain_graph=True)
+        (second,) = torch.autograd.grad(out, logits)
+        assert_same_bits(first, second)
+
+
+@devices
+def test_second_derivatives_work_or_say_that_they_do_not(device: str) -> None:
+    """Those of linear ops are right; the others are refused, never wrong."""
+    logits = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
+    labels = torch.randint(3, (1, 8, 8), device=device)
+    for out in (
+        entmask_ext.entropy_map(logits).sum(),
+        entmask_ext.patch_scores(logits, 4).sum(),
+        entmask_ext.patch_mask(logits.detach(), logits, 4).scores.sum(),
+        entmask_ext.consistency_loss(logits, labels).total,
+    ):
+        (gradient,) = torch.autograd.grad(out, logits, create_graph=True)
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"(once|twice|second|double)"):
+            torch.autograd.grad(gradient.sum(), logits)
+
+    image = torch.randn(1, 1, 8, 8, device=device, dtype=torch.float64, requires_grad=True)
+    order = torch.randperm(4, device=device)
+    for function in (
+        lambda x: entmask_ext.patch_mask(x, logits, 4, 0.5).image.square(),
+        lambda x: entmask_ext.shuffle_patches(x, 4, order).square(),
+    ):
+        assert torch.autograd.gradgradcheck(function, image)
