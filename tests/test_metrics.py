@@ -168,11 +168,12 @@ def test_measure_counts_what_is_missing() -> None:
     truth[:, :2], truth[:, 2:4] = 1, 2
     prediction = np.where(truth == 2, 0, truth)
     prediction[0, 5, 5] = 3
-    row = measure(prediction, truth, 4)
+    row = measure(prediction, truth, 5)  # class 4 is in neither
+    assert row["empty_4"] == 0 and row["absent_4"] == 1 and row["dice_4"] == 1
     assert [row["empty_1"], row["empty_2"], row["empty_3"]] == [0, 1, 0]
     assert [row["absent_1"], row["absent_2"], row["absent_3"]] == [0, 0, 1]
     assert [row["dice_1"], row["dice_2"], row["dice_3"]] == [1, 0, 0]
-    assert row["dice_mean"] == pytest.approx(1 / 3)
+    assert row["dice_mean"] == pytest.approx(2 / 4)
     assert row["hd95_mean"] == 0 and np.isnan(row["hd95_2"]) and np.isnan(row["hd95_3"])
     assert set(measure(prediction, truth, 4, ("dice",))) == {
         *(f"dice_{c}" for c in (1, 2, 3, "mean")),
