@@ -325,6 +325,13 @@ def test_a_folder_of_another_run_is_not_overwritten(
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_one_process_at_a_time(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with checkpoint.lock(tmp_path / "run"):
+        assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 1
+    assert "another process is training there" in capsys.readouterr().err
+    assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 0
+
+
 def test_a_damaged_checkpoint_is_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     fit(tiny_config(root, folder, iterations=2))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
@@ -51,6 +52,22 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise PermissionError(f"output {folder} cannot be written: {error}") from None
+
+
+def lock(folder: Path) -> TextIO:
+    """Makes the folder this process's own until it ends, however it ends; keep what is returned.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise ValueError(f"output {folder}: another process is training there") from None
+    return held
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from train.config import FitConfig, flatten, from_dict, to_json
 from train.evaluate import evaluate_volumes
 from train.layout import labelled_slices, read_list, read_volume, volume_path
 from train.methods import METHODS, pseudo_labels
+from train.metrics import mean_of
 from train.monitor import Monitor, NotFinite, Watch, read_rows
 from train.panels import save_panel
 from train.phantom import ensure_phantom
@@ -107,6 +108,7 @@ class Fit:
     def __init__(self, config: FitConfig, folder: Path, world: World, device: torch.device, data: Data) -> None:
         s = settings(config)
         self.config, self.folder, self.world, self.volumes = config, folder, world, data.volumes
+        self.lock = checkpoint.lock(folder) if world.writes else None
         share = (config.seed, LABELLED, world.rank, world.size)
         labelled = Batches(data.labelled, s.labelled_batch, s.size, s.interpolation, *share)
         unlabelled = None
@@ -186,7 +188,7 @@ class Fit:
             s = settings(self.config)
             rows = evaluate_volumes(self.trainer.judged, self.volumes, s.size, s.classes, metrics=("dice",))
             names = [name for name in rows[0] if name.startswith("dice_")]
-            scores = {name: float(np.mean([row[name] for row in rows])) for name in names}
+            scores = {name: mean_of([row[name] for row in rows]) for name in names}
             self.monitor.write([{"kind": "validation", "step": done, "network": s.judge, **scores}])
             say(self.world, f"step {done}: validation Dice {scores['dice_mean']:.4f} ({s.judge})")
             better = scores["dice_mean"] > self.best["dice"]

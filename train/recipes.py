@@ -22,7 +22,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "quick": {
         "size": (96, 96),
         "labelled": 3,
-        "iterations": 800,
+        "iterations": 1000,
         "labelled_batch": 4,
         "unlabelled_batch": 4,
         "patch_size": 8,

@@ -74,5 +74,7 @@ def join(device: torch.device) -> World:
         return World()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     return World(dist.get_rank(), size)
