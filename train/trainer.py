@@ -85,7 +85,7 @@ class Trainer:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(config.teacher.teacher_mode == "train")
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
+            self.student.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=1e-4
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
         self.autocast_dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.autocast]
