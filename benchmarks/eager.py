@@ -1,0 +1,164 @@
+"""The same in tensor operations, as well as we can write it: the forms that are worth trying, of which a run keeps the fastest.
+
+Every function is traced whole by torch.compile. Spatial sizes are multiples of the patch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Entropy = Callable[[Tensor], Tensor]
+
+
+def entropy_log_softmax(logits: Tensor) -> Tensor:
+    log_p = F.log_softmax(logits, 1)
+    return (log_p.exp() * log_p).sum(1) * (-1 / math.log(logits.shape[1]))
+
+
+def entropy_both(logits: Tensor) -> Tensor:
+    return (F.softmax(logits, 1) * F.log_softmax(logits, 1)).sum(1) * (-1 / math.log(logits.shape[1]))
+
+
+def entropy_entr(logits: Tensor) -> Tensor:
+    return torch.special.entr(F.softmax(logits, 1)).sum(1) * (1 / math.log(logits.shape[1]))
+
+
+def entropy_logsumexp(logits: Tensor) -> Tensor:
+    """ln z - sum p x: one logarithm a pixel instead of K."""
+    shifted = logits - logits.amax(1, keepdim=True)
+    e = shifted.exp()
+    z = e.sum(1)
+    return (z.log() - (e * shifted).sum(1) / z) * (1 / math.log(logits.shape[1]))
+
+
+ENTROPIES: dict[str, Entropy] = {
+    "log_softmax": entropy_log_softmax,
+    "softmax and log_softmax": entropy_both,
+    "entr": entropy_entr,
+    "logsumexp": entropy_logsumexp,
+}
+
+
+def entropy_map(logits: Tensor, *, entropy: Entropy) -> tuple[Tensor]:
+    return (entropy(logits),)
+
+
+def patch_scores(logits: Tensor, patch: int, *, entropy: Entropy) -> tuple[Tensor]:
+    pool = F.avg_pool2d if logits.dim() == 4 else F.avg_pool3d
+    return (pool(entropy(logits).unsqueeze(1), patch).squeeze(1),)
+
+
+def spread(patches: Tensor, patch: int) -> Tensor:
+    """(N, *G) -> (N, 1, *S)."""
+    images, *grid = patches.shape
+    shape = [part for n in grid for part in (n, 1)]
+    wide = [part for n in grid for part in (n, patch)]
+    sizes = [n * patch for n in grid]
+    return patches.view(images, 1, *shape).expand(images, 1, *wide).reshape(images, 1, *sizes)
+
+
+def select(scores: Tensor, ratio: float) -> Tensor:
+    rows = scores.flatten(1)
+    chosen = rows.topk(max(1, int(ratio * rows.shape[1])), sorted=False).indices
+    return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, chosen, True).view(scores.shape)
+
+
+def patch_mask_from_scores(image: Tensor, scores: Tensor, patch: int, ratio: float) -> tuple[Tensor, Tensor]:
+    mask = spread(select(scores, ratio), patch)
+    return image.masked_fill(mask, 0), mask.to(image.dtype)
+
+
+def patch_mask(
+    image: Tensor, logits: Tensor, patch: int, ratio: float, *, entropy: Entropy
+) -> tuple[Tensor, Tensor, Tensor]:
+    (scores,) = patch_scores(logits, patch, entropy=entropy)
+    new, mask = patch_mask_from_scores(image, scores.detach(), patch, ratio)
+    return new, scores, mask
+
+
+def random_patch_mask(image: Tensor, patch: int, ratio: float) -> tuple[Tensor, Tensor]:
+    grid = [n // patch for n in image.shape[2:]]
+    return patch_mask_from_scores(image, torch.rand(image.shape[0], *grid, device=image.device), patch, ratio)
+
+
+def shuffle_patches(x: Tensor, patch: int, permutation: Tensor) -> tuple[Tensor]:
+    images, channels, *sizes = x.shape
+    axes = len(sizes)
+    split = [part for n in sizes for part in (n // patch, patch)]
+    forth = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    back = sorted(range(len(forth)), key=forth.__getitem__)
+    blocks = x.reshape(images, channels, *split).permute(forth)
+    shape = blocks.shape
+    count = permutation.numel()
+    blocks = blocks.reshape(-1, count, channels * patch**axes).index_select(1, permutation)
+    return (blocks.view(shape).permute(back).reshape(x.shape),)
+
+
+def _wide(p: Tensor) -> torch.dtype:
+    """Half precision would overflow in the sums over all pixels."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def dice_one_hot(p: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+    classes, axes = p.shape[1], [0, *range(2, p.dim())]
+    target = F.one_hot(labels, classes).movedim(-1, 1).to(p.dtype)
+    wide = _wide(p)
+    overlap, squares, counts = (
+        (p * target).sum(axes, dtype=wide),
+        (p * p).sum(axes, dtype=wide),
+        target.sum(axes, dtype=wide),
+    )
+    return (1 - (2 * overlap + smooth) / (squares + counts + smooth)).mean()
+
+
+def dice_compared(p: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+    """The one-hot target as a broadcast comparison: no int64 tensor of K times the labels."""
+    classes, axes = p.shape[1], [0, *range(2, p.dim())]
+    target = labels.unsqueeze(1) == torch.arange(classes, device=p.device).view(-1, *[1] * (p.dim() - 2))
+    wide = _wide(p)
+    overlap, squares = p.masked_fill(~target, 0).sum(axes, dtype=wide), (p * p).sum(axes, dtype=wide)
+    return (1 - (2 * overlap + smooth) / (squares + target.sum(axes) + smooth)).mean()
+
+
+def dice_gathered(p: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+    """No target at all: the labels' probabilities are gathered, then summed by label."""
+    classes, axes = p.shape[1], [0, *range(2, p.dim())]
+    flat = labels.reshape(-1)
+    wide = _wide(p)
+    chosen = p.gather(1, labels.unsqueeze(1)).reshape(-1).to(wide)
+    overlap = chosen.new_zeros(classes).index_add(0, flat, chosen)
+    counts = chosen.new_zeros(classes).index_add(0, flat, torch.ones_like(chosen))
+    return (1 - (2 * overlap + smooth) / ((p * p).sum(axes, dtype=wide) + counts + smooth)).mean()
+
+
+Dice = Callable[[Tensor, Tensor], Tensor]
+DICES: dict[str, Dice] = {"one_hot": dice_one_hot, "compared": dice_compared, "gathered": dice_gathered}
+
+
+def consistency_loss(logits: Tensor, labels: Tensor, mask: Tensor | None, *, dice: Dice) -> tuple[Tensor]:
+    """The op's total with its default weights. mask: (N, 1, *S), 1 = masked."""
+    log_p = F.log_softmax(logits, 1)
+    if mask is None:
+        cross_entropy = F.nll_loss(log_p, labels)
+    else:
+        loss = F.nll_loss(log_p, labels, reduction="none")
+        mask = mask.squeeze(1).to(loss.dtype)
+        wide = _wide(loss)
+        masked, everything = mask.sum(dtype=wide), mask.numel()
+        inside = (loss * mask).sum(dtype=wide)
+        outside = loss.sum(dtype=wide) - inside
+        cross_entropy = 1.5 * inside / masked.clamp(min=1) + outside / (everything - masked).clamp(min=1)
+    return (0.5 * cross_entropy + 0.5 * dice(log_p.exp(), labels),)
+
+
+def step(
+    image: Tensor, teacher: Tensor, student: Tensor, patch: int, ratio: float, *, entropy: Entropy, dice: Dice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masking by the teacher and the student's loss against its labels."""
+    (scores,) = patch_scores(teacher, patch, entropy=entropy)
+    mask = spread(select(scores, ratio), patch)
+    (total,) = consistency_loss(student, teacher.argmax(1), mask, dice=dice)
+    return total, image.masked_fill(mask, 0), mask.to(image.dtype)

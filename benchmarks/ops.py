@@ -1,0 +1,324 @@
+"""What is timed: each op with its peers, all doing the same work on the same tensors.
+
+An implementation is a function of the op's tensors that returns a tuple of tensors, the differentiable ones first. Forward only
+it runs without autograd; with the backward pass, the gradients of the leaves come after its results.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import entmask_ext
+from benchmarks import eager, loop
+from benchmarks.workload import PATCH, RATIO, Workload
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Op:
+    name: str
+    inputs: Callable[[Workload], tuple[Tensor, ...]]
+    ours: Function
+    eager: dict[str, Function]
+    """The forms worth trying: the fastest on a workload is the peer."""
+    compiled: Function
+    """The form that torch.compile makes most of."""
+    results: tuple[str, ...]
+    """Names of what the implementations return."""
+    traffic: Callable[[Workload], tuple[int, int]]
+    """The fewest bytes that the forward and the backward pass can move: inputs read once, outputs written once."""
+    loop: Function | None = None
+    loop_backward: bool = False
+    """The loop's result has a gradient too."""
+    library: dict[str, Function] = field(default_factory=dict)
+    """torch's and MONAI's own functions where they do the same."""
+    leaves: tuple[int, ...] = ()
+    """Which inputs get a gradient; none: only the forward pass is timed."""
+    differentiable: int = 1
+    """So many of the results, the first ones, get an incoming gradient."""
+    decided: tuple[str, ...] = ()
+    """Results that follow from which patches were selected."""
+    random: bool = False
+    """Implementations draw their own numbers and differ in their results."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    kind: str
+    """entmask, eager, compile, library, loop or floor."""
+    form: str
+    run: Callable[[], tuple[Tensor, ...]]
+    syncs: bool = False
+    """Waits for the device within the call: a CUDA graph cannot hold it."""
+
+
+def make_peers(op: Op, backward: bool, workload: Workload) -> list[Peer]:
+    """The op's implementations and the floors, bound to the tensors of a workload."""
+    inputs = op.inputs(workload)
+    bind = partial(_bind, inputs=inputs)
+    if backward:
+        inputs = tuple(x.detach().requires_grad_(i in op.leaves) for i, x in enumerate(inputs))
+        leaves = [inputs[i] for i in op.leaves]
+        with torch.no_grad():
+            outputs = op.ours(*inputs)
+        incoming = [workload.gradient(x) for x in outputs[: op.differentiable]]
+        # Half-precision peers return their results in half precision, the ops in float32.
+        gradients = [{dtype: g.to(dtype) for dtype in (g.dtype, workload.dtype)} for g in incoming]
+        bind = partial(_bind_backward, inputs=inputs, leaves=leaves, gradients=gradients)
+
+    compiled = torch.compile(op.compiled, fullgraph=True, dynamic=False)
+    peers = [Peer("entmask", "", bind(op.ours))]
+    peers += [Peer("eager", form, bind(function)) for form, function in op.eager.items()]
+    peers += [Peer("compile", "", bind(compiled))]
+    peers += [Peer("library", form, bind(function)) for form, function in op.library.items()]
+    if op.loop is not None and (op.loop_backward or not backward):
+        peers.append(Peer("loop", "", bind(op.loop), syncs=True))
+    # The floors: what torch takes to copy the logits (without logits: the image), and for their softmax.
+    largest = max((x.detach() for x in inputs if x.is_floating_point()), key=Tensor.numel)
+    peers.append(Peer("floor", "clone", lambda: (largest.clone(),)))
+    if largest.shape[1] > 1:
+        peers.append(Peer("floor", "softmax", lambda: (torch.softmax(largest, 1),)))
+    return peers
+
+
+def _bind(function: Function, *, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: function(*inputs)
+
+
+def _bind_backward(
+    function: Function, *, inputs: tuple[Tensor, ...], leaves: list[Tensor], gradients: list[dict[torch.dtype, Tensor]]
+) -> Callable[[], tuple[Tensor, ...]]:
+    def run() -> tuple[Tensor, ...]:
+        outputs = function(*inputs)
+        used = outputs[: len(gradients)]
+        incoming = [gradient[x.dtype] for x, gradient in zip(used, gradients, strict=True)]
+        return (*outputs, *torch.autograd.grad(used, leaves, incoming))
+
+    return run
+
+
+def compare(op: Op, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> dict[str, float]:
+    """By result: the largest difference over the largest value; for what a selection decides, the fraction that differs.
+
+    Two implementations may order scores that are closer than their rounding differently, which moves whole patches.
+    """
+    names = (*op.results, *(f"gradient {i}" for i in range(len(ours) - len(op.results))))
+    differences = {}
+    for name, a, b in zip(names, ours, theirs, strict=True):
+        a, b = a.double(), b.double()
+        if name in op.decided:
+            differences[name] = (a != b).double().mean().item()
+        else:
+            differences[name] = (a - b).abs().max().item() / max(a.abs().max().item(), 1e-30)
+    return differences
+
+
+def _pixels(w: Workload) -> int:
+    """Bytes of one value a pixel."""
+    return w.size.pixels * w.itemsize
+
+
+def _logits(w: Workload) -> int:
+    return w.size.classes * _pixels(w)
+
+
+def _masking(w: Workload) -> int:
+    """The visible part of the image is read, image and mask are written."""
+    return int((1 - RATIO + 2) * _pixels(w))
+
+
+def _ours_patch_mask(image: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    masked = entmask_ext.patch_mask(image, logits, PATCH, RATIO)
+    return masked.image, masked.scores, masked.mask
+
+
+def _ours_step(image: Tensor, teacher: Tensor, student: Tensor) -> tuple[Tensor, ...]:
+    masked = entmask_ext.patch_mask(image, teacher, PATCH, RATIO, label_dtype=torch.uint8)
+    assert masked.labels is not None
+    loss = entmask_ext.consistency_loss(student, masked.labels, masked.patches, PATCH)
+    return loss.total, masked.image, masked.mask
+
+
+def _loop_step(image: Tensor, teacher: Tensor, student: Tensor) -> tuple[Tensor, ...]:
+    new, _, mask = loop.patch_mask(image, teacher, PATCH, RATIO)
+    return *eager.consistency_loss(student, teacher.argmax(1), mask, dice=eager.dice_one_hot), new, mask
+
+
+def _categorical_entropy(logits: Tensor) -> tuple[Tensor, ...]:
+    """torch.distributions on the classes' axis, in units of ln K."""
+    distribution = torch.distributions.Categorical(logits=logits.movedim(1, -1), validate_args=False)
+    return (distribution.entropy() / math.log(logits.shape[1]),)
+
+
+def _eager_loss(logits: Tensor, labels: Tensor, patches: Tensor, *, dice: eager.Dice) -> tuple[Tensor, ...]:
+    return eager.consistency_loss(logits, labels, eager.spread(patches, PATCH), dice=dice)
+
+
+def _monai() -> dict[str, Function]:
+    if find_spec("monai") is None:
+        return {}
+    from monai.losses import DiceCELoss
+
+    loss = DiceCELoss(
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=True,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+        lambda_dice=0.5,
+        lambda_ce=0.5,
+    )
+    return {"monai.losses.DiceCELoss": lambda logits, labels: (loss(logits, labels.unsqueeze(1)),)}
+
+
+def _each_entropy(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> dict[str, Function]:
+    return {name: partial(function, entropy=entropy, **settings) for name, entropy in eager.ENTROPIES.items()}
+
+
+def _each_dice(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> dict[str, Function]:
+    return {name: partial(function, dice=dice, **settings) for name, dice in eager.DICES.items()}
+
+
+_masked = {"patch": PATCH, "ratio": RATIO}
+
+OPS = {
+    op.name: op
+    for op in (
+        Op(
+            "patch_mask",
+            inputs=lambda w: (w.image, w.logits),
+            results=("image", "scores", "mask"),
+            decided=("image", "mask", "gradient 0"),
+            traffic=lambda w: (_logits(w) + _masking(w), 2 * _logits(w) + int((1 - RATIO + 1) * _pixels(w))),
+            ours=_ours_patch_mask,
+            eager=_each_entropy(eager.patch_mask, **_masked),
+            compiled=partial(eager.patch_mask, entropy=eager.entropy_logsumexp, **_masked),
+            loop=partial(loop.patch_mask, **_masked),
+            leaves=(0, 1),
+            differentiable=2,
+        ),
+        Op(
+            "consistency_loss",
+            inputs=lambda w: (w.student, w.labels, w.patches),
+            results=("total",),
+            traffic=lambda w: (_logits(w) + 8 * w.size.pixels, 2 * _logits(w) + 8 * w.size.pixels),
+            ours=lambda logits, labels, patches: (entmask_ext.consistency_loss(logits, labels, patches, PATCH).total,),
+            eager=_each_dice(_eager_loss),
+            compiled=partial(_eager_loss, dice=eager.dice_compared),
+            leaves=(0,),
+        ),
+        Op(
+            "step",
+            inputs=lambda w: (w.image, w.logits, w.student),
+            results=("total", "image", "mask"),
+            decided=("image", "mask"),
+            traffic=lambda w: (2 * _logits(w) + _masking(w) + 2 * w.size.pixels, 2 * _logits(w) + w.size.pixels),
+            ours=_ours_step,
+            eager={
+                f"{entropy}, {dice}": partial(
+                    eager.step, entropy=eager.ENTROPIES[entropy], dice=eager.DICES[dice], **_masked
+                )
+                for entropy, dice in itertools.product(("log_softmax", "entr"), eager.DICES)
+            },
+            compiled=partial(eager.step, entropy=eager.entropy_logsumexp, dice=eager.dice_compared, **_masked),
+            loop=_loop_step,
+            loop_backward=True,
+            leaves=(2,),
+        ),
+        Op(
+            "patch_scores",
+            inputs=lambda w: (w.logits,),
+            results=("scores",),
+            traffic=lambda w: (_logits(w), 2 * _logits(w)),
+            ours=lambda logits: (entmask_ext.patch_scores(logits, PATCH),),
+            eager=_each_entropy(eager.patch_scores, patch=PATCH),
+            compiled=partial(eager.patch_scores, patch=PATCH, entropy=eager.entropy_logsumexp),
+            loop=lambda logits: (loop.patch_scores(logits, PATCH),),
+            leaves=(0,),
+        ),
+        Op(
+            "entropy_map",
+            inputs=lambda w: (w.logits,),
+            results=("entropy",),
+            traffic=lambda w: (
+                _logits(w) + max(4, w.itemsize) * w.size.pixels,
+                2 * _logits(w) + max(4, w.itemsize) * w.size.pixels,
+            ),
+            ours=lambda logits: (entmask_ext.entropy_map(logits),),
+            eager=_each_entropy(eager.entropy_map),
+            compiled=partial(eager.entropy_map, entropy=eager.entropy_logsumexp),
+            library={"torch.distributions.Categorical": _categorical_entropy},
+            leaves=(0,),
+        ),
+        Op(
+            "cross_entropy",
+            inputs=lambda w: (w.student, w.labels),
+            results=("total",),
+            traffic=lambda w: (_logits(w) + 8 * w.size.pixels, 2 * _logits(w) + 8 * w.size.pixels),
+            ours=lambda logits, labels: (
+                entmask_ext.consistency_loss(logits, labels, ce_weight=1.0, dice_weight=0.0).total,
+            ),
+            eager={"nll_loss": lambda logits, labels: (F.nll_loss(F.log_softmax(logits, 1), labels),)},
+            compiled=lambda logits, labels: (F.cross_entropy(logits, labels),),
+            library={"torch.nn.functional.cross_entropy": lambda logits, labels: (F.cross_entropy(logits, labels),)},
+            leaves=(0,),
+        ),
+        Op(
+            "dice_cross_entropy",
+            inputs=lambda w: (w.student, w.labels),
+            results=("total",),
+            traffic=lambda w: (_logits(w) + 8 * w.size.pixels, 2 * _logits(w) + 8 * w.size.pixels),
+            ours=lambda logits, labels: (entmask_ext.consistency_loss(logits, labels).total,),
+            eager=_each_dice(eager.consistency_loss, mask=None),
+            compiled=partial(eager.consistency_loss, mask=None, dice=eager.dice_compared),
+            library=_monai(),
+            leaves=(0,),
+        ),
+        Op(
+            "patch_mask_from_scores",
+            inputs=lambda w: (w.image, w.scores),
+            results=("image", "mask"),
+            decided=("image", "mask"),
+            traffic=lambda w: (_masking(w), 0),
+            ours=lambda image, scores: entmask_ext.patch_mask_from_scores(image, scores, PATCH, RATIO)[:2],
+            eager={"topk": partial(eager.patch_mask_from_scores, **_masked)},
+            compiled=partial(eager.patch_mask_from_scores, **_masked),
+            loop=partial(loop.patch_mask_from_scores, **_masked),
+        ),
+        Op(
+            "random_patch_mask",
+            inputs=lambda w: (w.image,),
+            results=("image", "mask"),
+            decided=("image", "mask"),
+            traffic=lambda w: (_masking(w), 0),
+            ours=lambda image: entmask_ext.random_patch_mask(image, PATCH, RATIO)[:2],
+            eager={"topk": partial(eager.random_patch_mask, **_masked)},
+            compiled=partial(eager.random_patch_mask, **_masked),
+            loop=partial(loop.random_patch_mask, **_masked),
+            random=True,
+        ),
+        Op(
+            "shuffle_patches",
+            inputs=lambda w: (w.image, w.permutation),
+            results=("out",),
+            traffic=lambda w: (2 * _pixels(w), 2 * _pixels(w)),
+            ours=lambda x, permutation: (entmask_ext.shuffle_patches(x, PATCH, permutation),),
+            eager={
+                "index_select": lambda x, permutation: eager.shuffle_patches(x, PATCH, permutation),
+            },
+            compiled=lambda x, permutation: eager.shuffle_patches(x, PATCH, permutation),
+            loop=lambda x, permutation: loop.shuffle_patches(x, PATCH, permutation),
+            leaves=(0,),
+        ),
+    )
+}

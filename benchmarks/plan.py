@@ -1,0 +1,87 @@
+"""Which cells are measured: an op with its pass, size, dtype, layout and threads."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.workload import Size
+
+TINY, HEADLINE, LARGE, VOLUME, STREETS = (
+    Size.parse(text) for text in ("1x2x64x64", "18x4x256x256", "32x4x512x512", "2x14x96x96x96", "8x19x512x1024")
+)
+SIZES = (HEADLINE, TINY, VOLUME, LARGE, STREETS)
+
+# The passes that a training step makes of each op, most telling first.
+PASSES = (
+    ("patch_mask", False),
+    ("consistency_loss", True),
+    ("step", True),
+    ("patch_scores", False),
+    ("entropy_map", False),
+    ("patch_mask_from_scores", False),
+    ("random_patch_mask", False),
+    ("shuffle_patches", False),
+    ("consistency_loss", False),
+    ("entropy_map", True),
+    ("patch_scores", True),
+    ("patch_mask", True),
+    ("cross_entropy", True),
+    ("dice_cross_entropy", True),
+    ("shuffle_patches", True),
+)
+_MAIN = PASSES[:3]
+
+
+@dataclass(frozen=True)
+class Cell:
+    op: str
+    backward: bool
+    size: Size
+    dtype: str
+    layout: str
+    threads: int
+
+    def __str__(self) -> str:
+        passes = "forward + backward" if self.backward else "forward"
+        return f"{self.op}, {passes}, {self.size}, {self.dtype}, {self.layout}, {self.threads} threads"
+
+
+def product(
+    ops: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], layouts: Sequence[str], threads: Sequence[int]
+) -> list[Cell]:
+    passes = [one for one in PASSES if one[0] in ops]
+    return [
+        Cell(op, backward, size, dtype, layout, count)
+        for count, dtype, layout, size, (op, backward) in itertools.product(threads, dtypes, layouts, sizes, passes)
+    ]
+
+
+def full(threads: int) -> list[Cell]:
+    """Every op and size in float32; then dtypes, channels_last and one thread where a step spends its time.
+
+    The order is that of interest: a run that is out of time leaves the end away.
+    """
+
+    def cells() -> Iterator[Cell]:
+        for size in SIZES:
+            for op, backward in _MAIN:
+                yield Cell(op, backward, size, "float32", "contiguous", threads)
+        variants = [("float32", "contiguous", 1)] if threads > 1 else []
+        variants += [("float32", "channels_last", threads)]
+        variants += [(dtype, "contiguous", threads) for dtype in ("bfloat16", "float16", "float64")]
+        for dtype, layout, count in variants:
+            for op, backward in _MAIN:
+                yield Cell(op, backward, HEADLINE, dtype, layout, count)
+        for size in SIZES:
+            for op, backward in PASSES[len(_MAIN) :]:
+                yield Cell(op, backward, size, "float32", "contiguous", threads)
+
+    return list(cells())
+
+
+def quick(threads: int) -> list[Cell]:
+    return [
+        Cell(op, backward, size, "float32", "contiguous", threads)
+        for size in (HEADLINE, TINY)
+        for op, backward in _MAIN
+    ]
