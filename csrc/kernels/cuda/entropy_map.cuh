@@ -21,7 +21,7 @@ struct MapArguments {
 };
 
 template <typename S>
-__global__ void __launch_bounds__(map_threads) entropy_map_kernel(MapArguments a) {
+__global__ void __launch_bounds__(map_threads, 4) entropy_map_kernel(MapArguments a) {
   using T = typename S::T;
   using F = typename S::F;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
@@ -49,16 +49,23 @@ struct MapBackwardArguments {
   Divider patch[3];
   int32_t size[3];
   bool pooled;
-  double scale;  // 1 / ln K, or 1
+  bool grad_rows;  // a thread's gradients lie side by side, aligned
+  double scale;    // 1 / ln K, or 1
 };
 
-// d(out)/dH of the pixel at (n, d, h, w).
-template <typename F>
-__device__ __forceinline__ F entropy_grad(const MapBackwardArguments& a, int64_t n, int32_t d, int32_t h, int32_t w) {
+// d(out)/dH of a thread's pixels. Pooled, they are all of one patch.
+template <typename F, int N>
+__device__ __forceinline__ void read_entropy_grad(F (&out)[N], const MapBackwardArguments& a,
+                                                  const PixelIndex::Position& at) {
   const F* grad = static_cast<const F*>(a.grad);
   const F scale = static_cast<F>(a.scale);
-  if (!a.pooled) return grad[offset_of(a.grad_stride, n, d, h, w)] * scale;
-  const int32_t position[3] = {d, h, w};
+  if (!a.pooled) {
+    load_row(out, grad + offset_of(a.grad_stride, at.n, at.d, at.h, at.w), a.grad_stride.w, a.grad_rows);
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] *= scale;
+    return;
+  }
+  const int32_t position[3] = {at.d, at.h, at.w};
   int32_t patch[3];
   F pixels = 1;
 #pragma unroll
@@ -67,12 +74,14 @@ __device__ __forceinline__ F entropy_grad(const MapBackwardArguments& a, int64_t
     const int32_t left = a.size[axis] - patch[axis] * a.patch[axis].divisor;
     pixels *= static_cast<F>(left < a.patch[axis].divisor ? left : a.patch[axis].divisor);
   }
-  return grad[offset_of(a.grad_stride, n, patch[0], patch[1], patch[2])] * scale / pixels;
+  const F value = grad[offset_of(a.grad_stride, at.n, patch[0], patch[1], patch[2])] * scale / pixels;
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = value;
 }
 
 // dH/dx_j = -p_j (ln p_j + H) = -e_j / Z (d_j - s / Z), d_j = x_j - m, e_j = e^d_j, Z = 1 + z
 template <typename S>
-__global__ void __launch_bounds__(map_threads) entropy_backward_kernel(MapBackwardArguments a) {
+__global__ void __launch_bounds__(map_threads, 4) entropy_backward_kernel(MapBackwardArguments a) {
   using T = typename S::T;
   using F = typename S::F;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
@@ -80,27 +89,42 @@ __global__ void __launch_bounds__(map_threads) entropy_backward_kernel(MapBackwa
   const PixelIndex::Position at = a.index.at(i);
   const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
   T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
-  F x[S::chunk][S::pixels], factor[S::pixels], mean[S::pixels];
-  Softmax<F> softmax[S::pixels];
-  read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
+  F x[S::chunk][S::pixels], grad[S::pixels];
+  if constexpr (S::classes > 0) {
+    load_classes<S>(x, logits, a.stride.c, a.classes);
+    read_entropy_grad(grad, a, at);
 #pragma unroll
-  for (int p = 0; p < S::pixels; ++p) {
-    const F total = 1 + softmax[p].others;
-    factor[p] = -entropy_grad<F>(a, at.n, at.d, at.h, at.w + p) / total;
-    mean[p] = softmax[p].dot / total + (softmax[p].max - softmax[p].max);  // NaN where the entropy is
-  }
-  for (int64_t first = 0; first < a.classes; first += S::chunk) {
-    if constexpr (S::classes == 0) load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
+    for (int p = 0; p < S::pixels; ++p) {
+      F d[S::chunk];
+      const Softmax<F> r = exponentials(x, d, p, a.classes);
+      const F scale = r.scale(), mean = r.dot * scale, factor = -grad[p] * scale;
 #pragma unroll
-    for (int k = 0; k < S::chunk; ++k) {
-#pragma unroll
-      for (int p = 0; p < S::pixels; ++p) {
-        const F d = x[k][p] - softmax[p].max, e = exponential(d);
-        x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
-      }
+      for (int k = 0; k < S::chunk; ++k) x[k][p] = factor * (times_log(x[k][p], d[k]) - x[k][p] * mean);
     }
-    store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
-    if constexpr (S::classes > 0) break;
+    store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
+  } else {
+    Softmax<F> softmax[S::pixels];
+    F factor[S::pixels], mean[S::pixels];
+    read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
+    read_entropy_grad(grad, a, at);
+#pragma unroll
+    for (int p = 0; p < S::pixels; ++p) {
+      const F scale = softmax[p].scale();
+      mean[p] = softmax[p].dot * scale;
+      factor[p] = -grad[p] * scale;
+    }
+    for (int64_t first = 0; first < a.classes; first += S::chunk) {
+      load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
+#pragma unroll
+      for (int k = 0; k < S::chunk; ++k) {
+#pragma unroll
+        for (int p = 0; p < S::pixels; ++p) {
+          const F d = x[k][p] - softmax[p].max, e = exponential(d);
+          x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
+        }
+      }
+      store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
+    }
   }
 }
 
@@ -119,9 +143,8 @@ cudaError_t launch_entropy_map(const EntropyMapParams& p, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream) {
-  const Grid whole = whole_image(p.grid.size);
-  Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, whole);
-  if (layout_of<T>(p.grad_logits, p.grad_logits_stride, p.batch, p.classes, whole) != layout) layout = Layout::any;
+  Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, p.grid);
+  if (layout_of<T>(p.grad_logits, p.grad_logits_stride, p.batch, p.classes, p.grid) != layout) layout = Layout::any;
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
     const Grid& g = p.grid;
@@ -138,6 +161,7 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
                                  {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]),
                                   static_cast<int32_t>(g.size[2])},
                                  p.pooled,
+                                 rows_together(p.grad, p.grad_stride, p.batch, g.size, S::pixels, sizeof(typename S::F)),
                                  p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
     return launch(entropy_backward_kernel<S>, blocks, dim3(map_threads), 0, stream, a);

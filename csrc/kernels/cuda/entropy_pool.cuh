@@ -106,8 +106,12 @@ __device__ __forceinline__ void store_label_row(void* labels, int64_t offset, co
   store(static_cast<L*>(labels) + offset, row);
 }
 
+// Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
-__global__ void __launch_bounds__(pool_threads) entropy_pool_kernel(PoolArguments a) {
+constexpr int pool_blocks = S::pixels <= 4 && S::classes > 0 && S::classes <= 4 ? 6 : 3;
+
+template <typename S>
+__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments a) {
   using T = typename S::T;
   using F = typename S::F;
   __shared__ double warp_sum[pool_threads / 32];

@@ -88,6 +88,17 @@ __device__ __forceinline__ void store(T* p, const T (&in)[N]) {
   for (int i = 0; i < BYTES / PART; ++i) reinterpret_cast<Raw*>(p)[i] = raw[i];
 }
 
+// N elements along the width; `together`: side by side and aligned.
+template <typename T, int N>
+__device__ __forceinline__ void load_row(T (&out)[N], const T* __restrict__ p, int64_t stride, bool together) {
+  if (together) {
+    load(out, p);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] = p[i * stride];
+  }
+}
+
 // How a thread reads pixels and their classes.
 enum class Layout {
   planes,  // neighbours along the width lie side by side: 16 bytes of pixels a class
@@ -95,8 +106,10 @@ enum class Layout {
   any      // one element an access
 };
 
-template <typename T, Layout L>
-constexpr int pixels_a_thread = L == Layout::planes ? 16 / static_cast<int>(sizeof(T)) : 1;
+// Eight pixels of eight classes would not fit the registers: 8 bytes a class then.
+template <typename T, Layout L, int CLASSES>
+constexpr int pixels_a_thread =
+    L == Layout::planes ? (sizeof(T) == 2 && CLASSES == 8 ? 8 : 16) / static_cast<int>(sizeof(T)) : 1;
 
 // Classes that are in registers at once where K is too large to unroll.
 template <typename T, Layout L>
@@ -109,7 +122,7 @@ struct Shape {
   using F = Compute<T>;
   static constexpr Layout layout = L;
   static constexpr int classes = CLASSES;
-  static constexpr int pixels = pixels_a_thread<T, L>;
+  static constexpr int pixels = pixels_a_thread<T, L, CLASSES>;
   static constexpr int chunk = CLASSES == 0 ? chunk_classes<T, L> : CLASSES;
 };
 
@@ -163,6 +176,14 @@ inline bool steps_are_multiples(const Strides& s, int64_t batch, int64_t classes
   const auto fits = [&](int64_t length, int64_t stride) { return length <= 1 || stride % elements == 0; };
   return fits(batch, s.n) && fits(size[0], s.d) && fits(size[1], s.h) &&
          (layout == Layout::planes ? fits(classes, s.c) : fits(size[2], s.w));
+}
+
+// Whether each run of `elements` pixels along the width of [N, D, H, W] (c unused) is one aligned access.
+inline bool rows_together(const void* p, const Strides& s, int64_t batch, const int64_t (&size)[3], int64_t elements,
+                          int64_t bytes) {
+  const int64_t access = elements * bytes < 16 ? elements * bytes : 16;
+  return s.w == 1 && reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(access) == 0 &&
+         steps_are_multiples(s, batch, 1, size, elements, Layout::planes);
 }
 
 // The layout that serves `p` with 16-byte accesses, or Layout::any.

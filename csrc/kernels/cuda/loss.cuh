@@ -21,23 +21,16 @@ struct LossArguments {
 
 template <typename S>
 LossArguments loss_arguments(const LossParams& p) {
-  const int64_t bytes = S::pixels * (p.label_dtype == LabelDtype::uint8 ? 1 : 8);
-  const bool rows = p.labels_stride.w == 1 && reinterpret_cast<uintptr_t>(p.labels) % (bytes < 16 ? bytes : 16) == 0 &&
-                    steps_are_multiples(p.labels_stride, p.batch, 1, p.grid.size, S::pixels, Layout::planes);
+  const bool rows = rows_together(p.labels, p.labels_stride, p.batch, p.grid.size, S::pixels,
+                                  p.label_dtype == LabelDtype::uint8 ? 1 : 8);
   return {p.logits,      p.labels, p.patches, p.class_weight, p.logits_stride, p.labels_stride,
           p.label_dtype, rows,     p.classes, PixelIndex(p.batch, p.grid.size, S::pixels), PatchLookup(p.grid)};
 }
 
 template <typename L, int N>
 __device__ __forceinline__ void read_label_row(int32_t (&label)[N], const LossArguments& a, int64_t offset) {
-  const L* labels = static_cast<const L*>(a.labels) + offset;
   L row[N];
-  if (a.label_rows) {
-    load(row, labels);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) row[i] = labels[i * a.labels_stride.w];
-  }
+  load_row(row, static_cast<const L*>(a.labels) + offset, a.labels_stride.w, a.label_rows);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int64_t value = static_cast<int64_t>(row[i]);
@@ -63,35 +56,6 @@ __device__ __forceinline__ bool is_masked(const LossArguments& a, const PixelInd
 template <typename F>
 __device__ __forceinline__ F weight_of(const LossArguments& a, int32_t label) {
   return a.class_weight == nullptr ? 1 : static_cast<const F*>(a.class_weight)[label];
-}
-
-// m, and z = sum over the other classes of e^(x - m); NaN where the softmax is.
-template <typename F>
-struct Normalizer {
-  F max, others;
-};
-
-// Turns the classes of pixel i, all in registers, into e^(x - m).
-template <int CHUNK, int PIXELS, typename F>
-__device__ __forceinline__ Normalizer<F> exponentials(F (&x)[CHUNK][PIXELS], int i, int64_t classes) {
-  Normalizer<F> r{x[0][i], 0};
-  int greatest = 0;
-#pragma unroll
-  for (int k = 1; k < CHUNK; ++k) {
-    greatest = x[k][i] > r.max ? k : greatest;
-    r.max = x[k][i] > r.max ? x[k][i] : r.max;
-  }
-#pragma unroll
-  for (int k = 0; k < CHUNK; ++k) {
-    if (k < classes) {
-      x[k][i] = exponential(x[k][i] - r.max);
-      r.others += k == greatest ? 0 : x[k][i];
-    } else {
-      x[k][i] = 0;
-    }
-  }
-  r.others += r.max - r.max;
-  return r;
 }
 
 // 4 sums of the cross entropy, then I, Q and T of each class.

@@ -56,7 +56,7 @@ __device__ __forceinline__ F region_coefficient(const LossBackwardArguments& a, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(backward_threads) loss_backward_kernel(LossBackwardArguments args) {
+__global__ void __launch_bounds__(backward_threads, 3) loss_backward_kernel(LossBackwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int64_t cached = S::classes > 0 ? S::classes : cached_classes;
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(backward_threads) loss_backward_kernel(LossBac
     read_labels(label, a, at);
     const F of_region = region[is_masked(a, at)];
     F x[S::chunk][S::pixels], max[S::pixels], scale[S::pixels], inner[S::pixels], entropy[S::pixels];
-    const auto set = [&](int p, const Normalizer<F>& r) {
+    const auto set = [&](int p, const Softmax<F>& r) {
       max[p] = r.max;
-      scale[p] = divide(static_cast<F>(1), 1 + r.others);
+      scale[p] = r.scale();
       inner[p] = 0;
       entropy[p] = label[p] >= 0 ? of_region * weight_of<F>(a, label[p]) : 0;
     };
@@ -123,16 +123,17 @@ __global__ void __launch_bounds__(backward_threads) loss_backward_kernel(LossBac
     if constexpr (S::classes > 0) {
       load_classes<S>(x, logits, a.logits_stride.c, a.classes);
 #pragma unroll
-      for (int p = 0; p < S::pixels; ++p) set(p, exponentials(x, p, a.classes));
+      for (int p = 0; p < S::pixels; ++p) {
+        F d[S::chunk];
+        set(p, exponentials(x, d, p, a.classes));
+      }
       add_inner(0);
       write(0);
     } else {
       Softmax<F> softmax[S::pixels];
       read_softmax<S>(softmax, x, logits, a.logits_stride.c, a.classes);
 #pragma unroll
-      for (int p = 0; p < S::pixels; ++p) {
-        set(p, Normalizer<F>{softmax[p].max, softmax[p].others + (softmax[p].max - softmax[p].max)});
-      }
+      for (int p = 0; p < S::pixels; ++p) set(p, softmax[p]);
       for (int64_t first = 0; first < a.classes; first += S::chunk) {
         load_classes<S>(x, logits + first * a.logits_stride.c, a.logits_stride.c, a.classes - first);
         add_inner(first);

@@ -11,7 +11,7 @@
 namespace entmask::cuda {
 
 constexpr int loss_threads = 128, loss_warps = loss_threads / 32;
-constexpr int64_t loss_blocks_a_multiprocessor = 4;
+constexpr int loss_blocks_a_multiprocessor = 4;
 
 struct LossForwardArguments {
   LossArguments loss;
@@ -19,12 +19,12 @@ struct LossForwardArguments {
   double* warp_sums;  // [blocks * loss_warps, 3, K]; more than 8 classes only
 };
 
-// Cross entropy of one pixel, added to sums [w l of M, w of M, w l of V, w of V].
+// Cross entropy of one pixel (label -1: none), added to sums [w l of M, w of M, w l of V, w of V].
 template <typename F>
-__device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArguments& a, const Normalizer<F>& r, F logit,
+__device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArguments& a, const Softmax<F>& r, F logit,
                                                   int32_t label, bool masked) {
-  const F weight = weight_of<F>(a, label);
-  const F loss = weight == 0 ? 0 : weight * (log_one_plus(r.others) - (logit - r.max));
+  const F weight = label < 0 ? 0 : weight_of<F>(a, label);
+  const F loss = weight == 0 ? 0 : weight * (log_one_plus(r.others) - (logit - r.max) + r.poison());
   sums[0] += masked ? loss : 0;
   sums[1] += masked ? weight : 0;
   sums[2] += masked ? 0 : loss;
@@ -32,7 +32,7 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
 }
 
 template <typename S>
-__global__ void __launch_bounds__(loss_threads) loss_registers_kernel(LossForwardArguments args) {
+__global__ void __launch_bounds__(loss_threads, loss_blocks_a_multiprocessor) loss_registers_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int K = S::classes, values = K <= 4 ? 16 : 32, lanes_a_value = 32 / values;
@@ -57,16 +57,15 @@ __global__ void __launch_bounds__(loss_threads) loss_registers_kernel(LossForwar
       const bool masked = is_masked(a, at);
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
-        if (label[p] < 0) continue;
-        F logit = 0;
+        F logit = 0, d[K];
 #pragma unroll
         for (int k = 0; k < K; ++k) logit = label[p] == k ? x[k][p] : logit;
-        const Normalizer<F> r = exponentials(x, p, a.classes);
+        const Softmax<F> r = exponentials(x, d, p, a.classes);
         add_cross_entropy(entropy, a, r, logit, label[p], masked);
-        const F scale = divide(static_cast<F>(1), 1 + r.others);
+        const F scale = r.scale();
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          const F probability = x[k][p] * scale;
+          const F probability = label[p] < 0 ? 0 : x[k][p] * scale;
           square[k] += probability * probability;
           product[k] += label[p] == k ? probability : 0;
           count[k] += label[p] == k ? 1 : 0;
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(loss_threads) loss_registers_kernel(LossForwar
 }
 
 template <typename S>
-__global__ void __launch_bounds__(loss_threads) loss_stream_kernel(LossForwardArguments args) {
+__global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int lanes_a_class = 32 / S::chunk;
@@ -127,11 +126,10 @@ __global__ void __launch_bounds__(loss_threads) loss_stream_kernel(LossForwardAr
 #pragma unroll
     for (int p = 0; p < S::pixels; ++p) {
       if (!inside) label[p] = -1;
-      const Normalizer<F> r{softmax[p].max, softmax[p].others + (softmax[p].max - softmax[p].max)};
-      scale[p] = divide(static_cast<F>(1), 1 + r.others);
+      scale[p] = softmax[p].scale();
       if (label[p] >= 0) {
         const F logit = widen(logits[label[p] * a.logits_stride.c + p * a.logits_stride.w]);
-        add_cross_entropy(entropy, a, r, logit, label[p], masked);
+        add_cross_entropy(entropy, a, softmax[p], logit, label[p], masked);
       }
     }
     total += static_cast<double>(sum_lanes_spread(entropy));
@@ -144,10 +142,9 @@ __global__ void __launch_bounds__(loss_threads) loss_stream_kernel(LossForwardAr
       for (int k = 0; k < S::chunk; ++k) {
 #pragma unroll
         for (int p = 0; p < S::pixels; ++p) {
-          if (label[p] < 0) continue;
           const F probability = exponential(x[k][p] - softmax[p].max) * scale[p];
           const bool own = label[p] == first + k;
-          square[k] += probability * probability;
+          square[k] += label[p] < 0 ? 0 : probability * probability;
           product[k] += own ? probability : 0;
           count[k] += own ? 1 : 0;
           hit |= own;

@@ -11,9 +11,34 @@
 
 namespace entmask::cuda {
 
-__device__ __forceinline__ float exponential(float v) { return expf(v); }
+// e^v for v <= 2 with an error of e^v (2.4e-7 + 7.5e-8 |v|): the hardware's 2^x of v / ln 2, rounded once. e^v |v| has a
+// maximum, so that the part that grows with |v| never shows in a sum.
+__device__ __forceinline__ float exponential(float v) { return power_of_two(v * 1.44269504f); }
 __device__ __forceinline__ double exponential(double v) { return exp(v); }
-__device__ __forceinline__ float log_one_plus(float v) { return log1pf(v); }
+
+// log(1 + v) for v >= 0 to 1e-7 of its value: with 2^e the power of two for which m = (1 + v) 2^-e - 1 is in [-1/4, 1/2),
+// e ln 2 + log(1 + m), and m = v 2^-e + (2^-e - 1) is v itself where v is small. log(1 + m) = m + m^2 q(m), q of degree 7 with
+// the least greatest relative error (fitted).
+__device__ __forceinline__ float log_one_plus(float v) {
+  constexpr int32_t three_quarters = 0x3f400000, one = 0x3f800000, exponent_bits = -(1 << 23);
+  const float sum = v + 1;
+  int32_t bits;
+  memcpy(&bits, &sum, sizeof(bits));
+  const int32_t exponent = (bits - three_quarters) & exponent_bits, scale_bits = one - exponent;
+  float scale;
+  memcpy(&scale, &scale_bits, sizeof(scale));
+  const float m = fmaf(v, scale, scale - 1);
+  float q = 0.054130807518959045f;
+  q = fmaf(q, m, -0.1206723153591156f);
+  q = fmaf(q, m, 0.14983916282653809f);
+  q = fmaf(q, m, -0.16822829842567444f);
+  q = fmaf(q, m, 0.19977077841758728f);
+  q = fmaf(q, m, -0.24993441998958588f);
+  q = fmaf(q, m, 0.3333354890346527f);
+  q = fmaf(q, m, -0.5000005960464478f);
+  constexpr float log_two = 0.693147180559945309f / (1 << 23);
+  return fmaf(static_cast<float>(exponent), log_two, fmaf(q * m, m, m));
+}
 __device__ __forceinline__ double log_one_plus(double v) { return log1p(v); }
 __device__ __forceinline__ float greater_of(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double greater_of(double a, double b) { return fmax(a, b); }
@@ -30,16 +55,20 @@ struct Softmax {
   F max, others, dot;
   int32_t label;
 
-  // In nats; NaN where a logit is NaN or +inf, or all are -inf.
+  // 0, or NaN where m is infinite: a logit is +inf, or all are -inf.
+  __device__ __forceinline__ F poison() const { return max - max; }
+  // In nats.
   __device__ __forceinline__ F entropy() const {
-    return log_one_plus(others) - divide(dot, 1 + others) + (max - max);
+    return log_one_plus(others) - dot * reciprocal(1 + others) + poison();
   }
+  // 1 / sum of e^(x - m)
+  __device__ __forceinline__ F scale() const { return reciprocal(1 + others) + poison(); }
 };
 
 // Whether v takes the lead: greater, or the first NaN.
 template <typename F>
 __device__ __forceinline__ bool leads(F v, F max) {
-  return v > max || (v != v && max == max);
+  return !(v <= max) && max == max;
 }
 
 // Pixel i of the K <= CHUNK classes in registers.
@@ -61,6 +90,30 @@ __device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], in
       const F d = loser[k] - r.max, e = exponential(d);
       r.others += e;
       r.dot += times_log(e, d);
+    }
+  }
+  return r;
+}
+
+// The same, for gradients: the classes become e^(x - m) and d their x - m.
+template <int CHUNK, int PIXELS, typename F>
+__device__ __forceinline__ Softmax<F> exponentials(F (&x)[CHUNK][PIXELS], F (&d)[CHUNK], int i, int64_t classes) {
+  Softmax<F> r{x[0][i], 0, 0, 0};
+#pragma unroll
+  for (int k = 1; k < CHUNK; ++k) {
+    const bool lead = leads(x[k][i], r.max);
+    r.max = lead ? x[k][i] : r.max;
+    r.label = lead ? k : r.label;
+  }
+#pragma unroll
+  for (int k = 0; k < CHUNK; ++k) {
+    if (k < classes) {
+      d[k] = x[k][i] - r.max;
+      x[k][i] = exponential(d[k]);
+      r.others += k == r.label ? 0 : x[k][i];
+      r.dot += times_log(x[k][i], d[k]);
+    } else {
+      d[k] = x[k][i] = 0;
     }
   }
   return r;

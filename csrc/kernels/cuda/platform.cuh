@@ -6,7 +6,7 @@
 // __shfl_xor_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd on unsigned, __threadfence, __popc,
 // the CUDA vector types, cudaError_t and cudaStream_t, __half and __nv_bfloat16 with their conversions,
 // DYNAMIC_SHARED, and in namespace simt: launch(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t
-// and multiprocessors() -> int.
+// and multiprocessors() -> int; exp2f and the rest of <math.h>.
 #pragma once
 
 #include <cstddef>
@@ -64,14 +64,27 @@ __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t 
 #endif
 }
 
-// a / b good to 2 ulp for b in [1, 2^126].
-__device__ __forceinline__ float divide(float a, float b) {
+// 2^v with a relative error of at most 2^-22; below 2^-126 it is 0.
+__device__ __forceinline__ float power_of_two(float v) {
 #ifdef __CUDA_ARCH__
-  return __fdividef(a, b);
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
 #else
-  return a / b;
+  return exp2f(v);
 #endif
 }
-__device__ __forceinline__ double divide(double a, double b) { return a / b; }
+
+// 1 / v to 1 ulp for v in [1, 2^126].
+__device__ __forceinline__ float reciprocal(float v) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+#else
+  return 1 / v;
+#endif
+}
+__device__ __forceinline__ double reciprocal(double v) { return 1 / v; }
 
 }  // namespace entmask::cuda

@@ -13,7 +13,7 @@
 
 namespace entmask::cuda {
 
-constexpr int tile_threads = 1024;
+constexpr int tile_threads = 512;
 constexpr int64_t tile_elements = 8192, tiles_limit = 128;
 constexpr int first_bits = 8, next_bits = 12;
 constexpr int first_bins = 1 << first_bits, next_bins = 1 << next_bits;
@@ -112,7 +112,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived, int64_t blocks,
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads) select_first_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, 1) select_first_kernel(TileArguments<F> a) {
   using K = Key<F>;
   __shared__ unsigned histogram[first_bins];
   __shared__ unsigned passing;
@@ -146,7 +146,9 @@ __device__ __forceinline__ void count_digit(const TileArguments<F>& a, const Til
   __syncthreads();
   visit_keys(a, t, [&](K key, bool inside) {
     const unsigned digit = static_cast<unsigned>(key >> shift) & (next_bins - 1);
-    for (int s = 0; s < a.tiling.slots; ++s) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (s == a.tiling.slots) break;
       tally(histogram[s], digit, inside && ((key ^ prefix[s]) >> shift >> next_bits) == 0);
     }
   });
@@ -163,7 +165,7 @@ __device__ __forceinline__ void add_digit(const TileArguments<F>& a, int64_t row
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads) select_second_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, 1) select_second_kernel(TileArguments<F> a) {
   using K = Key<F>;
   constexpr int shift = 8 * sizeof(K) - first_bits;
   __shared__ unsigned histogram[2][next_bins];
@@ -189,7 +191,9 @@ __global__ void __launch_bounds__(tile_threads) select_second_kernel(TileArgumen
   K prefix[2] = {0, 0};
   int64_t less[2] = {0, 0};
   if (c.k > 0) {
-    for (int s = 0; s < a.tiling.slots; ++s) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (s == a.tiling.slots) break;
       const Located at = locate(first, first_bins, bound_rank(a.rule, c, s), &scratch);
       prefix[s] = static_cast<K>(at.bin) << shift;
       less[s] = at.less;
@@ -199,7 +203,9 @@ __global__ void __launch_bounds__(tile_threads) select_second_kernel(TileArgumen
     add_digit(a, t.row, a.second, histogram);
   }
   if (!is_last_block(&a.arrived[t.row * 2], a.tiling.tiles, &last)) return;
-  for (int s = 0; s < a.tiling.slots && c.k > 0; ++s) {
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s == a.tiling.slots || c.k == 0) break;
     const Located at = locate(a.second + (t.row * a.tiling.slots + s) * next_bins, next_bins,
                               bound_rank(a.rule, c, s) - less[s], &scratch);
     prefix[s] |= static_cast<K>(at.bin) << (shift - next_bits);
@@ -229,7 +235,7 @@ __device__ __forceinline__ void add_ahead(int64_t* count, int64_t tiles) {
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads) select_third_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, 1) select_third_kernel(TileArguments<F> a) {
   using K = Key<F>;
   constexpr int shift = 8 * sizeof(K) - first_bits - 2 * next_bits;  // 0 or 32
   __shared__ unsigned histogram[2][next_bins];
@@ -254,7 +260,9 @@ __global__ void __launch_bounds__(tile_threads) select_third_kernel(TileArgument
   if (!is_last_block(&a.arrived[t.row * 2 + 1], a.tiling.tiles, &last)) return;
 
   Ranked<K> bound[2] = {state.bound[0], state.bound[1]};
-  for (int s = 0; s < slots && c.k > 0; ++s) {
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s == slots || c.k == 0) break;
     const int64_t rank = bound_rank(a.rule, c, s);
     const Located at = locate(a.third + (t.row * slots + s) * next_bins, next_bins, rank - bound[s].less, &scratch);
     bound[s] = {bound[s].key | static_cast<K>(at.bin) << shift, bound[s].less + at.less, at.count};
@@ -288,7 +296,7 @@ __global__ void __launch_bounds__(tile_threads) select_third_kernel(TileArgument
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads) select_mark_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, 1) select_mark_kernel(TileArguments<F> a) {
   __shared__ MarkScratch scratch;
   const Tile t = tile_of(a);
   const Bounds<Key<F>> bounds = a.state[t.row].bounds;
