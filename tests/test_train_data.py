@@ -322,6 +322,7 @@ def test_phantom_killed_while_written(phantom: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the writer was done before it was killed"
     assert not root.exists() and list(tmp_path.rglob("*.h5"))
+    (tmp_path / ".phantom.part" / "data" / "half.h5").write_bytes(b"cut off")  # whatever it left must not stay
     ensure_phantom(root, 2, 1, 1)
     assert contents(root) == contents(phantom)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".phantom.lock", "phantom"]

@@ -50,9 +50,9 @@ ACDC = Split(
 class Config:
     """Turn ACDC as its owners publish it into the h5 layout; the same command goes on with a broken conversion."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder with patient001 to patient100, or one above it (training/ or database/training/)."""
-    root: Annotated[Path, tyro.conf.Positional]
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
     """Folder to write."""
 
 

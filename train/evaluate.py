@@ -31,7 +31,7 @@ class Config:
     Prints a table per class and writes one row a volume to RUN/evaluation/SPLIT_CHECKPOINT.csv.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder, as `python -m train fit` wrote it."""
     split: Literal["train", "val", "test"] = "val"
     """Which list of volumes: train.list, val.list or test.list."""

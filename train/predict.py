@@ -29,9 +29,9 @@ class Config:
     The volume is scaled to [0, 1] by its own minimum and maximum, as the training data are.
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Checkpoint of `python -m train fit`: RUN/checkpoints/best.pt."""
-    image: Annotated[Path, tyro.conf.Positional]
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Volume (X, Y, Z), .nii.gz or .nii; the slices are its planes of constant Z."""
     output: Path | None = None
     """Where the labels go, on the image's grid and affine. None: beside the image, as <image>_labels.nii.gz."""
