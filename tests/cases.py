@@ -101,14 +101,19 @@ def make_image(
 
 
 def make_logits(
-    shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous"
+    shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    layout: str = "contiguous",
+    *,
+    absent: float = -math.inf,
 ) -> Tensor:
-    """Sure and unsure pixels side by side, classes at -inf, equal classes, and an offset that softmax must not see."""
+    """Sure and unsure pixels side by side, absent classes, equal classes, and an offset that softmax must not see."""
     logits = torch.randn(shape.images, shape.classes, *shape.sizes)
     logits = logits * 10 ** torch.empty(shape.images, 1, *shape.sizes).uniform_(-1.5, 1.5)
     logits += 5 * torch.randn(shape.images, 1, *shape.sizes)
     kind = torch.randint(12, (shape.images, *shape.sizes))
-    logits[:, 0].masked_fill_(kind == 0, -math.inf)
+    logits[:, 0].masked_fill_(kind == 0, absent)
     logits.masked_fill_((kind == 1)[:, None], 1.25)
     return LAYOUTS[layout](logits.to(device, dtype))
 

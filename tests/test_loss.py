@@ -29,7 +29,7 @@ def check(logits: Tensor, labels: Tensor, *args: object, **keywords: object) -> 
     mixture = (0.7, 1.3, -0.4, 2.1)
 
     def run(function: object, x: Tensor) -> tuple[ConsistencyLoss, Tensor]:
-        x = x.detach().requires_grad_()
+        x = x.detach().requires_grad_()  # of the same strides
         losses = function(x, labels, *args, **keywords)  # type: ignore[operator]
         mixed = sum(factor * value for factor, value in zip(mixture, losses, strict=True))
         return losses, torch.autograd.grad(mixed, x)[0]
@@ -48,9 +48,11 @@ def check(logits: Tensor, labels: Tensor, *args: object, **keywords: object) -> 
     assert_gradients_close(gradient, expected)
 
 
-def finite_logits(shape: Shape, *args: object) -> Tensor:
+def finite_logits(
+    shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous"
+) -> Tensor:
     """A class at -inf that is the label makes the loss infinite: tested on its own."""
-    return make_logits(shape, *args).clamp(min=-60)  # type: ignore[arg-type]
+    return make_logits(shape, dtype, device, layout, absent=-60)
 
 
 @devices
@@ -88,7 +90,11 @@ def test_without_patches_all_is_visible(dtype: torch.dtype, device: str) -> None
 
 @devices
 def test_total_is_the_weighted_sum(device: str) -> None:
-    logits, labels, patches = finite_logits(ODD).to(device), make_labels(ODD, device=device), make_patches(ODD, device)
+    logits, labels, patches = (
+        finite_logits(ODD, device=device),
+        make_labels(ODD, device=device),
+        make_patches(ODD, device),
+    )
     losses = entmask_ext.consistency_loss(
         logits, labels, patches, ODD.patch, mask_weight=3, ce_weight=0.2, dice_weight=0.9
     )
@@ -128,7 +134,7 @@ def test_strided_labels_and_patches(label_dtype: torch.dtype, kind: str, device:
         labels, patches = labels[:, ::2, 1::2], patches[:, 1::2, ::2]
     assert not labels.is_contiguous()
     assert not patches.is_contiguous()
-    check(finite_logits(shape).to(device), labels, patches, (3, 4))
+    check(finite_logits(shape, device=device), labels, patches, (3, 4))
 
 
 @devices
@@ -136,7 +142,7 @@ def test_strided_labels_and_patches(label_dtype: torch.dtype, kind: str, device:
 def test_labels_outside_are_in_no_sum(label: int, device: str) -> None:
     """2**32 would be class 0 where it is cut to 32 bits."""
     shape = Shape(2, 1, 3, (9, 14), (4, 4))
-    logits, patches = finite_logits(shape).to(device), make_patches(shape, device)
+    logits, patches = finite_logits(shape, device=device), make_patches(shape, device)
     labels = torch.randint(3, (2, 9, 14), device=device)
     ignored = torch.rand(2, 9, 14, device=device) < 0.3
     labels[ignored] = label
@@ -227,7 +233,7 @@ def test_a_label_of_probability_zero_costs_infinity(device: str) -> None:
 
 @devices
 def test_nan_is_not_hidden(device: str) -> None:
-    logits, labels = finite_logits(ODD).to(device), torch.zeros(3, 17, 23, dtype=torch.uint8, device=device)
+    logits, labels = finite_logits(ODD, device=device), torch.zeros(3, 17, 23, dtype=torch.uint8, device=device)
     logits[2, 3, 16, 22] = math.nan
     losses = entmask_ext.consistency_loss(logits, labels)
     assert losses.total.isnan()
@@ -247,7 +253,7 @@ def test_number_of_classes(classes: int, device: str) -> None:
 @devices
 def test_sums_of_many_pixels_stay_accurate(device: str) -> None:
     shape = Shape(2, 1, 3, (700, 701), (16, 16))
-    logits = make_logits(shape).clamp(min=-60).to(device)
+    logits = finite_logits(shape, device=device)
     check(logits, make_labels(shape, torch.uint8, device), make_patches(shape, device), 16)
 
 

@@ -30,11 +30,10 @@ def untidy_scores(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 RULES = [
-    *({"ratio": ratio} for ratio in (None, 0.0, 1e-9, 0.1, 1 / 3, 0.5, 0.999, 1.0)),
+    *({"ratio": ratio} for ratio in (None, 0.0, 1e-9, 1 / 3, 0.999, 1.0)),
     *(
         {"min_score": min_score, "min_patches": min_patches}
-        for min_score in (-inf, 0.0, 0.1, 0.5, inf)
-        for min_patches in (0, 4, 1000)
+        for min_score, min_patches in ((-inf, 0), (0.0, 4), (0.1, 0), (0.5, 4), (inf, 0), (inf, 1000))
     ),
 ]
 
@@ -43,13 +42,11 @@ RULES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (31, 33), (3, 4, 5)], ids=str)
 def test_selection_equals_the_reference(grid: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    images = 3
+    images = 2
     image = torch.zeros(images, 0, *grid, device=device)
-    for kind in (untidy_scores(images, *grid), torch.rand(images, *grid), torch.full((images, *grid), 0.5)):
+    for kind in (untidy_scores(images, *grid), torch.rand(images, *grid)):
         scores = kind.to(device, dtype)
-        for rule, order, hint, scope in itertools.product(
-            RULES, ("highest", "lowest"), (0.0, 0.2, 1.0), ("image", "batch")
-        ):
+        for rule, order, hint, scope in itertools.product(RULES, ("highest", "lowest"), (0.0, 0.2), ("image", "batch")):
             got = entmask_ext.patch_mask_from_scores(image, scores, 1, order=order, hint=hint, scope=scope, **rule)
             want = reference.patch_mask_from_scores(image, scores, 1, order=order, hint=hint, scope=scope, **rule)
             assert torch.equal(got.patches, want.patches), (rule, order, hint, scope)
