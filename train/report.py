@@ -53,8 +53,8 @@ class Run:
         validations = self.kind("validation")
         best = max(validations, key=lambda row: float(row["dice_mean"]))
         last = validations[-1]
-        numbers = {f"best {name.removeprefix('dice_')}": best[name] for name in best if name.startswith("dice_")}
-        numbers |= {"best step": best["step"], "last mean": last["dice_mean"]}
+        numbers = {f"Dice {name.removeprefix('dice_')}": best[name] for name in best if name.startswith("dice_")}
+        numbers |= {"best step": best["step"], "last Dice": last["dice_mean"]}
         masked = self.curve("masked")[1]
         if masked:
             images = flatten(self.config)["unlabelled_batch"] * len(masked)
