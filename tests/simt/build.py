@@ -51,7 +51,7 @@ MODES = {
 
 ENVIRONMENT = {
     "asan": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
-    "tsan": {"TSAN_OPTIONS": "exitcode=66:history_size=1"},
+    "tsan": {"TSAN_OPTIONS": "exitcode=66:history_size=0"},
 }
 
 

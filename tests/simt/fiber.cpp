@@ -24,15 +24,10 @@ constexpr size_t stack_bytes = 256 << 10;  // red zones make frames large
 constexpr size_t stack_bytes = 64 << 10;
 #endif
 
-// Stacks outlive a launch: mapping them anew each time would cost more than most kernels.
-std::vector<char*> free_stacks;
+// What outlives a launch: to make stacks, and TSan's records of fibers, costs more than most kernels.
+std::vector<Context> idle;
 
-char* take_stack() {
-  if (!free_stacks.empty()) {
-    char* stack = free_stacks.back();
-    free_stacks.pop_back();
-    return stack;
-  }
+char* new_stack() {
   void* map = mmap(nullptr, page + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED || mprotect(map, page, PROT_NONE) != 0) {
     perror("simt: no memory for a fiber's stack");
@@ -82,19 +77,19 @@ void adopt_thread(Context& context) {
 }
 
 void create_fiber(Context& context) {
-  context.stack = take_stack();
+  if (!idle.empty()) {
+    context = idle.back();
+    idle.pop_back();
+    return;
+  }
+  context.stack = new_stack();
   context.stack_size = stack_bytes;
 #ifdef SIMT_TSAN
   context.tsan_fiber = __tsan_create_fiber(0);
 #endif
 }
 
-void destroy_fiber(Context& context) {
-#ifdef SIMT_TSAN
-  __tsan_destroy_fiber(context.tsan_fiber);
-#endif
-  free_stacks.push_back(static_cast<char*>(const_cast<void*>(context.stack)));
-}
+void release_fiber(Context& context) { idle.push_back(context); }
 
 void prepare_fiber(Context& context, void (*entry)()) {
 #ifdef __x86_64__

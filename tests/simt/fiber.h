@@ -26,9 +26,9 @@ struct Context {
 // The context of the calling OS thread.
 void adopt_thread(Context& context);
 
-// A stack from a pool (its lowest page is a guard), and what TSan calls a fiber. From the launching thread only.
+// A stack (its lowest page is a guard) and what TSan calls a fiber, from a pool. On the launching thread only.
 void create_fiber(Context& context);
-void destroy_fiber(Context& context);
+void release_fiber(Context& context);
 
 // Makes the next switch to the context call entry() on a fresh stack. entry must not return.
 void prepare_fiber(Context& context, void (*entry)());

@@ -22,6 +22,8 @@
 
 #ifdef SIMT_TSAN
 #include <sanitizer/tsan_interface.h>
+extern "C" void __tsan_ignore_thread_begin();
+extern "C" void __tsan_ignore_thread_end();
 #endif
 
 namespace simt {
@@ -37,6 +39,13 @@ constexpr unsigned warp_size = 32;
 constexpr unsigned max_threads = 1024;
 constexpr size_t default_shared = 48 << 10;
 constexpr int shared_guard = 64;  // bytes after dynamic shared memory that must stay as they are
+#if defined(SIMT_ASAN) || defined(SIMT_COUNT)
+constexpr size_t resident_blocks = 1;  // __shared__ is plain static there; and the records are one block's here
+#elif defined(SIMT_TSAN)
+constexpr size_t resident_blocks = 2;  // its fibers are dear
+#else
+constexpr size_t resident_blocks = 3;
+#endif
 constexpr int poison = 0xFF;      // NaN, -1, an impossible bool
 
 enum class State : uint8_t { ready, at_barrier, at_warp_operation, exited };
@@ -49,8 +58,11 @@ struct Fiber {
   unsigned source;  // lane
   uint64_t value;   // handed in, then handed out
   Site site;
-  bool atomic_since_fence;
   Context context;
+#ifdef SIMT_TSAN
+  char fenced;                  // 1 after a fence; its address is what the fence releases
+  std::vector<char*> observed;  // the fences published by atomics that this thread's atomics followed, since its last fence
+#endif
 };
 
 // xorshift: the schedule must not depend on a library.
@@ -78,6 +90,9 @@ struct Launch {
   size_t next_block;
   std::vector<std::unique_ptr<Resident>> residents;
   std::atomic<int> turn;  // which resident holds the baton
+#ifdef SIMT_TSAN
+  std::map<const void*, std::vector<char*>> publishers{};  // of each atomic variable
+#endif
 
   void hand_over(unsigned from);
 };
@@ -95,6 +110,9 @@ struct Resident {
   Context scheduler;
   char* dynamic = nullptr;
   Range fixed{};
+#ifdef SIMT_TSAN
+  std::vector<char*> observed;  // by any thread of the block before its last barrier
+#endif
   char block_sync = 0;                           // what TSan sees of barriers
   char warp_sync[max_threads / warp_size] = {};  // and of __syncwarp
 
@@ -115,7 +133,7 @@ struct Resident {
     dynamic = static_cast<char*>(memory);
   }
   ~Resident() {
-    for (Fiber& fiber : fibers) destroy_fiber(fiber.context);
+    for (Fiber& fiber : fibers) release_fiber(fiber.context);
     free(dynamic);
   }
   static size_t count(const dim3& d) { return size_t{d.x} * d.y * d.z; }
@@ -159,6 +177,14 @@ void entry() {
   switch_context(r.current->context, r.scheduler, true);
   abort();
 }
+
+#ifdef SIMT_TSAN
+// The scheduler's own memory, from malloc to free, is none of TSan's business; what runs here runs one at a time.
+struct Unseen {
+  Unseen() { __tsan_ignore_thread_begin(); }
+  ~Unseen() { __tsan_ignore_thread_end(); }
+};
+#endif
 
 // Poisons by hand: TSan would take memset for an access of the kernel's.
 void fill(char* begin, size_t bytes, int value) {
@@ -216,6 +242,9 @@ bool Resident::start_block() {
   const dim3& g = launch.grid;
   view = {{static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y), static_cast<unsigned>(i / g.x / g.y)},
           launch.threads, g, dynamic};
+#ifdef SIMT_TSAN
+  observed.clear();
+#endif
   fill(fixed.begin, fixed.bytes, poison);
   fill(dynamic, launch.dynamic_shared, poison);
 #ifndef SIMT_ASAN
@@ -223,7 +252,10 @@ bool Resident::start_block() {
 #endif
   for (Fiber& fiber : fibers) {
     fiber.state = State::ready;
-    fiber.atomic_since_fence = false;
+#ifdef SIMT_TSAN
+    fiber.fenced = 0;
+    fiber.observed.clear();
+#endif
     prepare_fiber(fiber.context, entry);
   }
   return true;
@@ -318,6 +350,11 @@ bool Resident::settle_barrier() {
              view.index.x, view.index.y, view.index.z, exited, fibers.size());
   for (Fiber& fiber : fibers)
     if (fiber.state == State::at_barrier) {
+#ifdef SIMT_TSAN
+      const Unseen unseen;
+      observed.insert(observed.end(), fiber.observed.begin(), fiber.observed.end());
+      fiber.observed.clear();
+#endif
       fiber.value = uint64_t{waiting} << 32 | yes;
       fiber.state = State::ready;
     }
@@ -474,21 +511,29 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
   return fiber.value;
 }
 
-// As in C++: what came before is published to whoever fences later, but only a fence that follows an atomic of its own thread
-// sees what others have published. (Any atomic: which variable carried the news is not followed.)
+// Fences for TSan, as in C++: a fence, then an atomic, publish what the thread did before the fence; an atomic on the same
+// variable, then a fence, see it. The second pair may be split over a block: one thread's atomic, a barrier, all threads' fences.
 void fence() {
 #ifdef SIMT_TSAN
-  static char global_order;
-  bool& atomic_since_fence = resident_now->current->atomic_since_fence;
-  if (atomic_since_fence) __tsan_acquire(&global_order);
-  __tsan_release(&global_order);
-  atomic_since_fence = false;
+  const Unseen unseen;
+  Fiber& fiber = *resident_now->current;
+  for (char* publisher : fiber.observed) __tsan_acquire(publisher);
+  for (char* publisher : resident_now->observed) __tsan_acquire(publisher);
+  fiber.observed.clear();
+  __tsan_release(&fiber.fenced);
+  fiber.fenced = 1;
 #endif
 }
 
-void before_atomic() {
-  resident_now->current->atomic_since_fence = true;
+void before_atomic([[maybe_unused]] const void* address) {
   if (settings.order == Order::random && launch_now->random.below(4) == 0) resident_now->pause();
+#ifdef SIMT_TSAN
+  const Unseen unseen;
+  Fiber& fiber = *resident_now->current;
+  std::vector<char*>& publishers = launch_now->publishers[address];
+  fiber.observed.insert(fiber.observed.end(), publishers.begin(), publishers.end());
+  if (fiber.fenced) publishers.push_back(&fiber.fenced);
+#endif
 }
 
 void check_alignment(const void* address, size_t size, const Site& site) {
@@ -525,11 +570,7 @@ bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared
     for (auto i = static_cast<unsigned>(launch.blocks.size()); i > 1; --i)
       std::swap(launch.blocks[i - 1], launch.blocks[launch.random.below(i)]);
 
-#if defined(SIMT_ASAN) || defined(SIMT_COUNT)
-  const size_t resident = 1;  // __shared__ is plain static there, and the records are one block's here
-#else
-  const size_t resident = std::min<size_t>(settings.resident_blocks, launch.blocks.size());
-#endif
+  const size_t resident = std::min<size_t>(resident_blocks, launch.blocks.size());
   for (unsigned i = 0; i < resident; ++i) launch.residents.push_back(std::make_unique<Resident>(launch, i));
   launch_now = &launch;
   std::vector<std::thread> workers;

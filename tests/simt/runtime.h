@@ -37,7 +37,6 @@ enum class Order { forward, reverse, random };
 struct Settings {
   Order order = Order::forward;
   uint64_t seed = 0;
-  unsigned resident_blocks = 3;  // interleaved with one another
   size_t shared_limit = 101376;  // what a block may opt in to: 99 KB, as on compute capability 8.6 and 8.9
   int multiprocessors = 4;
   const void* stream = nullptr;  // every launch must use it
@@ -65,7 +64,7 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
 void fence();
 
 // Called before every atomic: another thread may run first.
-void before_atomic();
+void before_atomic(const void* address);
 
 // Alignment of an access of `size` bytes: a GPU faults on a misaligned one.
 void check_alignment(const void* address, size_t size, const Site& site);

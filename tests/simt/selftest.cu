@@ -166,6 +166,28 @@ __global__ void no_second_fence(Params p) {
       for (unsigned b = 0; b < gridDim.x; ++b) p.out[b] += 1;
   }
 }
+__global__ void fence_before_write(Params p) {
+  if (threadIdx.x == 0) {
+    __threadfence();
+    p.out[blockIdx.x] = 1;
+    if (atomicAdd(p.counter, 1u) + 1 == gridDim.x - 1) {
+      __threadfence();
+      for (unsigned b = 0; b < gridDim.x; ++b) p.out[b] += 1;
+    }
+  }
+}
+// Right: one thread's atomic, a barrier, and every thread's own fence.
+__global__ void fence_after_barrier(Params p) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) p.out[blockIdx.x] = 1;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(p.counter, 1u) + 1 == gridDim.x - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += block_size) p.out[b] += 1;
+}
 // Lanes exchange through shared memory with nothing but the warp's habit of running together.
 __global__ void no_syncwarp(Params p) {
   __shared__ float copy[block_size];
@@ -239,6 +261,8 @@ const simt::Operation simt::operations[] = {
     KERNEL(order_matters, 5, 0),
     KERNEL(no_fence, 5, 0),
     KERNEL(no_second_fence, 5, 0),
+    KERNEL(fence_before_write, 5, 0),
+    KERNEL(fence_after_barrier, 5, 0),
     KERNEL(no_syncwarp, 1, 0),
     KERNEL(spin, 1, 0),
     KERNEL(strided_reads, 1, 0),

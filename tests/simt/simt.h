@@ -110,7 +110,7 @@ SIMT_ACCESS T atomic_update(T* p, const Update& update) {
 #ifdef SIMT_COUNT
   count_access(Access::atomic, p, sizeof(T), __builtin_return_address(0));
 #endif
-  before_atomic();
+  before_atomic(p);
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   static_assert(sizeof(T) == sizeof(Bits));
   Bits* bits = reinterpret_cast<Bits*>(p);

@@ -62,6 +62,13 @@ def test_vectors(mode: str) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.long
+def test_fences_may_follow_a_barrier() -> None:
+    for seed in range(4):
+        out, _, _ = launch("fence_after_barrier", 5, "tsan", VALUES[:64], runs=[("random", seed)])
+        np.testing.assert_array_equal(out, 2)
+
+
 def test_warp_operations() -> None:
     v = VALUES[:32]
     lane = np.arange(32)
@@ -105,6 +112,7 @@ FAULTS = [
     ("order_matters", "plain", 320, "gives other outputs"),
     ("no_fence", "tsan", 5, "data race"),
     ("no_second_fence", "tsan", 5, "data race"),
+    ("fence_before_write", "tsan", 5, "data race"),
     ("no_syncwarp", "plain", 64, "gives other outputs"),
     ("no_syncwarp", "tsan", 64, "data race"),
     ("too_many_threads", "plain", 64, "launch of 1025 x 1 x 1 threads"),

@@ -1,0 +1,141 @@
+"""What the kernels move, counted: bytes against the least that each op must move, coalescing, bank conflicts, launches.
+
+The batch is 18 x 4 x 256 x 256 with patches of 16 x 16 in the long run, two of its images otherwise: the kernels treat all
+images alike, so that the traffic is the same for each.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from . import data, launchers
+from .driver import FORWARD, Counts
+from .modes import LONG
+from .tensors import Tensor, tensor
+
+PATCH = (16, 16)
+COUNT: dict[str, Any] = {"mode": "count", "runs": FORWARD, "multiprocessors": 108}
+HOT = {"entropy_pool_kernel", "apply_mask_kernel", "loss_registers_kernel", "loss_backward_kernel"}
+
+each_batch = pytest.mark.parametrize("images", [2, pytest.param(18, marks=LONG)])
+each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+def moved(counts: Counts) -> int:
+    """Bytes between the chip and its memory, in 32-byte sectors, if the cache kept everything for one launch and no longer."""
+    return sum(b["read"] + b["written"] for launch in counts.launches for b in launch["buffers"].values())
+
+
+def sectors_ratio(counts: Counts, *, without: str = "") -> float:
+    """Sectors that warps asked for over the least for as many bytes."""
+    sites = [s for launch in counts.launches for s in launch["sites"] if not s["shared"] and s["buffer"] != without]
+    return sum(s["sectors"] for s in sites) / sum(s["least_sectors"] for s in sites)
+
+
+def conflicts(counts: Counts) -> list[str]:
+    """Sites of hot kernels whose shared accesses took more wavefronts than needed."""
+    return [
+        f"{counts.where(s['site'])}: {s['wavefronts']} for {s['least_wavefronts']}"
+        for launch in counts.launches
+        if counts.kernel(launch).partition("<")[0].rpartition("::")[2] in HOT
+        for s in launch["sites"]
+        if s["wavefronts"] > s["least_wavefronts"]
+    ]
+
+
+def atomics(counts: Counts) -> int:
+    return sum(s["lanes"] for launch in counts.launches for s in launch["sites"] if s["access"] == "atomic")
+
+
+def mask_call(
+    images: int, dtype: str, shape: tuple[int, ...] = (256, 256), **options: Any
+) -> tuple[Counts, int]:
+    """patch_mask as the op runs it: pooling and selection, then masking. Its launches, and the least bytes it must move."""
+    logits = tensor(data.logits((images, 4, *shape), odd=False), dtype)
+    image = tensor(data.rng(1).normal(size=(images, 1, *shape)), dtype)
+    scores, patches, labels, first = launchers.entropy_pool_select(
+        logits, PATCH, ratio=0.75, hint=0.05, labels="uint8", **COUNT, **options
+    )
+    grid = patches.reshape(scores.shape)
+    out, mask, second = launchers.apply_mask(image, grid, PATCH, **COUNT)
+    assert labels is not None and mask is not None
+    kept = int((mask == 0).sum()) * image.storage.itemsize
+    least = logits.storage.nbytes + kept + scores.nbytes + patches.nbytes + labels.nbytes + 2 * out.nbytes
+    return Counts(first.launches + second.launches, first.executable), least
+
+
+def loss_call(
+    images: int, dtype: str, labels_dtype: type = np.uint8, shape: tuple[int, ...] = (256, 256)
+) -> tuple[Counts, int, Counts, int]:
+    """The loss forward, then backward: launches and least bytes."""
+    logits: Tensor = tensor(data.logits((images, 4, *shape), odd=False), dtype)
+    labels = data.rng(2).integers(0, 4, (images, *shape)).astype(labels_dtype)
+    patches = data.rng(3).random((images, *(-(-s // p) for s, p in zip(shape, PATCH, strict=True)))) < 0.7
+    options: dict[str, Any] = {"patches": patches, "patch": PATCH, **COUNT}
+    _, sums, forward = launchers.loss_forward(logits, labels, **options)
+    _, backward = launchers.loss_backward(logits, labels, sums, {"total": 1.0}, **options)
+    least = logits.storage.nbytes + labels.nbytes + patches.nbytes
+    return forward, least + sums.nbytes + 16, backward, least + logits.storage.nbytes + sums.nbytes + 4
+
+
+@each_dtype
+@each_batch
+def test_traffic_of_patch_mask(images: int, dtype: str) -> None:
+    counts, least = mask_call(images, dtype)
+    assert len(counts.launches) == 3
+    assert least <= moved(counts) <= 1.05 * least
+    assert sectors_ratio(counts) <= 1.1
+    assert conflicts(counts) == []
+    assert atomics(counts) == 0
+
+
+@each_dtype
+@each_batch
+def test_traffic_of_the_loss(images: int, dtype: str) -> None:
+    forward, least_forward, backward, least_backward = loss_call(images, dtype)
+    assert len(forward.launches) == 2
+    assert len(backward.launches) == 1
+    assert least_forward <= moved(forward) <= 1.05 * least_forward
+    assert least_backward <= moved(backward) <= 1.05 * least_backward
+    assert sectors_ratio(forward) <= 1.1
+    assert sectors_ratio(backward) <= 1.1
+    assert conflicts(forward) == conflicts(backward) == []
+    assert atomics(forward) == atomics(backward) == 0
+
+
+@pytest.mark.parametrize("labels", [np.uint8, np.int64])
+def test_counts_of_odd_sizes(labels: type) -> None:
+    """No bound but that of memory: a row of odd length is not aligned, so that its sectors are shared with the next."""
+    counts, least = mask_call(1, "float32", (101, 99))
+    assert moved(counts) < 1.2 * least
+    forward, least, _, _ = loss_call(1, "float32", labels, (101, 99))
+    assert moved(forward) < 2 * least
+
+
+@pytest.mark.parametrize(
+    ("length", "launches"), [(512, 1), (513, 1), (10240, 1), (10241, 4), pytest.param(100_000, 4, marks=LONG)]
+)
+def test_launches_of_select(length: int, launches: int) -> None:
+    _, counts = launchers.select(data.scores(1, length), ratio=0.75, hint=0.05, **COUNT)
+    assert len(counts.launches) == launches
+
+
+@pytest.mark.parametrize(("size", "patch", "launches"), [((96, 96), (48, 48), 2), ((64, 64), (8, 8), 2)])
+def test_launches_of_pooling_and_selection(size: tuple[int, int], patch: tuple[int, int], launches: int) -> None:
+    """Split patches are added up by the selection: no launch of their own."""
+    logits = tensor(data.logits((1, 4, *size), odd=False))
+    *_, counts = launchers.entropy_pool_select(logits, patch, ratio=0.5, **COUNT)
+    assert len(counts.launches) == launches
+
+
+def test_channels_last_is_read_as_it_lies() -> None:
+    logits = tensor(data.logits((2, 4, 64, 64), odd=False), "float32", "channels_last")
+    scores, labels, counts = launchers.entropy_pool(logits, PATCH, labels="uint8", **COUNT)
+    assert labels is not None
+    assert moved(counts) == logits.storage.nbytes + scores.nbytes + labels.nbytes
+    assert sectors_ratio(counts, without="labels") <= 1.1
+    assert math.isclose(counts.launches[0]["buffers"]["logits"]["read"], logits.storage.nbytes)
