@@ -138,7 +138,7 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
         "  description = c++ $out",
     ]
     if kit:
-        host = ["-ccbin", cxx[0]] if os.environ.get("CXX") else []
+        host = ["-ccbin", next(word for word in cxx if not word.endswith("cache"))] if os.environ.get("CXX") else []
         nvcc = [kit.nvcc, *host, *NVCC_FLAGS, *toolkit.gencode(decision.archs)]
         lines += [
             "rule nvcc",
@@ -156,6 +156,10 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
             lines.append(f"  flags = {quote(flags)}")
         objects.append(name)
 
+    # The longest first, for ninja starts them in this order and the last one should not be waited for alone.
+    if kit:
+        for source in sorted((CSRC / "kernels/cuda").glob("*.cu")):
+            compile(source, rule="nvcc")
     compile(CSRC / "module.cpp", flags=[*TORCH_FLAGS, *cuda, *built_for, *system, *python])
     for source in sorted((CSRC / "ops").glob("*.cpp")):
         compile(source, flags=[*TORCH_FLAGS, *cuda, *system])
@@ -166,9 +170,6 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
         else:
             have_x86 = ["-DENTMASK_HAVE_X86=1"] if "avx2" in isas() else []
             compile(source, flags=[*KERNEL_FLAGS, *have_x86])
-    if kit:
-        for source in sorted((CSRC / "kernels/cuda").glob("*.cu")):
-            compile(source, rule="nvcc")
 
     # torch is imported before _C, so its libraries are found by name: no rpath, which would tie _C to one folder.
     libraries: list[object] = [f"-L{torch.library_dir}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]
