@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*last.pt'"):
         checkpoint.save(path, {"step": 2})
     assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
@@ -254,7 +254,7 @@ BAD = {
     "ratio": ({"ratio": (1.5,)}, "ratio must be one number or two in [0, 1]"),
     "iterations": ({"iterations": 0}, "iterations must be at least 1"),
     "both lengths": ({"epochs": 3}, "iterations and epochs exclude each other"),
-    "odd pairs": ({"method": "pair-shuffle", "unlabelled_batch": 3}, "unlabelled_batch must be even"),
+    "odd pairs": ({"method": "pair-shuffle", "unlabelled_batch": 3}, "unlabelled_batch must be a multiple of 2, pairs"),
     "teacher": ({"ema_buffers": False}, "teacher_mode must be train"),
     "fp16": ({"autocast": "fp16"}, "fp16 needs CUDA"),
     "device": ({"device": "cuda:77"}, "cuda:77"),

@@ -16,7 +16,7 @@ from train.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.config import FitConfig, flatten, from_dict, to_json
 from train.evaluate import evaluate_volumes
 from train.layout import labelled_slices, read_list, read_volume, volume_path
-from train.methods import METHODS, pseudo_labels
+from train.methods import METHODS, ShuffledPairs, pseudo_labels
 from train.metrics import mean_of
 from train.monitor import Monitor, NotFinite, Watch, read_rows
 from train.panels import save_panel
@@ -80,6 +80,11 @@ def read_data(config: FitConfig, device: torch.device) -> Data:
     )
 
 
+def whole_pairs(batch: int, processes: int) -> None:
+    if batch % (2 * processes):
+        raise ValueError(f"unlabelled_batch must be a multiple of {2 * processes}, pairs for each process, got {batch}")
+
+
 def fit(config: FitConfig) -> Path:
     """Trains, or goes on with what the run folder holds; returns the folder.
 
@@ -96,6 +101,8 @@ def fit(config: FitConfig) -> Path:
         raise ValueError(f"autocast fp16 needs CUDA, got device {device}; use bf16")
     world = join(device)
     try:
+        if isinstance(METHODS[config.method].strategy, ShuffledPairs):
+            whole_pairs(settings(config).unlabelled_batch, world.size)
         data = read_data(config, device)
         return Fit(config, folder, world, device, data).run()
     finally:
@@ -108,7 +115,6 @@ class Fit:
     def __init__(self, config: FitConfig, folder: Path, world: World, device: torch.device, data: Data) -> None:
         s = settings(config)
         self.config, self.folder, self.world, self.volumes = config, folder, world, data.volumes
-        self.lock = checkpoint.lock(folder) if world.writes else None
         share = (config.seed, LABELLED, world.rank, world.size)
         labelled = Batches(data.labelled, s.labelled_batch, s.size, s.interpolation, *share)
         unlabelled = None
@@ -117,6 +123,7 @@ class Fit:
             unlabelled = Batches(data.unlabelled, s.unlabelled_batch, s.size, s.interpolation, *share)
         self.iterations: int = s.iterations or s.epochs * max(1, len(data.labelled) // s.labelled_batch)
         self.trainer = Trainer(config, self.iterations, labelled, unlabelled, device, world)
+        self.lock = checkpoint.lock(folder) if world.writes else None
         self.best: dict[str, Any] = {"step": 0, "dice": -1.0}
         self.start = self.resume()
         if world.writes:
@@ -135,38 +142,28 @@ class Fit:
         return state["step"]
 
     def run(self) -> Path:
-        config, monitor = self.config, self.monitor
-        every, panel_every = settings(config).validate_every, settings(config).panel_every
-        say(
-            self.world, f"{self.folder}: {config.method}, step {self.start} of {self.iterations}, {self.trainer.device}"
-        )
-        bar = tqdm(
-            total=self.iterations,
-            initial=self.start,
-            disable=not self.world.writes,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        s, monitor, silent = settings(self.config), self.monitor, not self.world.writes
+        say(self.world, f"{self.folder}: {s.method}, step {self.start} of {self.iterations}, {self.trainer.device}")
+        bar = tqdm(total=self.iterations, initial=self.start, disable=silent, dynamic_ncols=True, mininterval=0.5)
         try:
             for index in range(self.start, self.iterations):
                 done = index + 1
                 last = done == self.iterations
-                log = done % config.log_every == 0 or last
+                log = done % s.log_every == 0 or last
                 step = self.trainer.step(index, log)
                 monitor.add(done, step.host, step.device)
-                if log or done % every == 0:
+                if log or done % s.validate_every == 0:
                     self.flush(bar)
-                if done % panel_every == 0 or last:
+                if done % s.panel_every == 0 or last:
                     self.panel(done, step)
-                if done % every == 0 or last:
+                if done % s.validate_every == 0 or last:
                     self.validate(done)
                 bar.update()
         except NotFinite as error:
             kept = self.folder / CHECKPOINTS["last"]
             where = f"{kept} is from before" if kept.is_file() else "there was no checkpoint yet"
-            raise NotFinite(
-                f"{error}; {where}. Lower --lr or --consistency-weight, or use --autocast no or bf16"
-            ) from None
+            remedy = "Lower --lr or --consistency-weight, or use --autocast no or bf16"
+            raise NotFinite(f"{error}; {where}. {remedy}") from None
         finally:
             bar.close()
             monitor.close()

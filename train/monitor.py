@@ -101,7 +101,7 @@ class Monitor:
         if world.writes:
             write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
             self.file = self.path.open("a")
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
 
     def add(self, step: int, host: dict[str, float], device: dict[str, Tensor]) -> None:
         """step: how many steps are done with this one; device: 0-d tensors."""

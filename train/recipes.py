@@ -138,5 +138,4 @@ def check(s: SimpleNamespace, method: methods.Method) -> None:
             "student when the teacher never runs and ema_buffers is off",
         )
     if isinstance(method.strategy, methods.ShuffledPairs):
-        require(s.unlabelled_batch % 2 == 0, "unlabelled_batch", "even: pairs are shuffled")
         require(all(n % s.patch_size == 0 for n in s.size), "patch_size", f"a divisor of size {s.size}")
