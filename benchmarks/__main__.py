@@ -1,4 +1,4 @@
-"""python -m benchmarks: each op beside the patch loop, the best eager code, torch.compile and the libraries' own functions."""
+"""python -m benchmarks: each op beside the patch loop, the best eager code, torch.compile and the libraries."""
 
 import argparse
 import sys
@@ -39,7 +39,7 @@ def _size(text: str) -> Size:
 
 
 def _cells(arguments: argparse.Namespace) -> list[plan.Cell]:
-    """The plan, narrowed by --op and --sizes; naming any of the other three, or a size of one's own, spans their product."""
+    """The plan, narrowed by --op and --sizes; the product of what is named once it leaves the plan."""
     threads = torch.get_num_threads()
     sizes, ops = arguments.sizes or plan.SIZES, arguments.op or list(OPS)
     named = arguments.dtypes or arguments.layouts or arguments.threads

@@ -1,9 +1,12 @@
 """Time and memory of a call, on the CPU and on CUDA."""
 
+import contextlib
 import json
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +14,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's library writes two lines there each time, past sys.stderr and whatever its log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def last_level_cache() -> int:
@@ -53,8 +71,11 @@ class CpuClock:
         pass
 
     def peak(self, call: Call) -> int:
-        """From the profiler's record of every allocation and release of torch's CPU allocator, in the trace it exports."""
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        """From the exported trace, where the profiler noted each allocation and release of torch's CPU allocator."""
+        with (
+            _quiet_stderr(),
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record,
+        ):
             result = call()
         del result
         with tempfile.TemporaryDirectory() as folder:

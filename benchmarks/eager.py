@@ -1,4 +1,4 @@
-"""The same in tensor operations, as well as we can write it: the forms that are worth trying, of which a run keeps the fastest.
+"""The same in tensor operations, as well as we can write it: the forms worth trying; a run keeps the fastest.
 
 Every function is traced whole by torch.compile. Spatial sizes are multiples of the patch.
 """

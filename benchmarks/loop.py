@@ -6,12 +6,14 @@ Same results as the ops up to the 1e-6 inside the logarithm.
 import itertools
 import math
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _windows(sizes: torch.Size, patch: int) -> list[tuple[slice, ...]]:
+def _windows(sizes: torch.Size, patch: int) -> list[tuple[Any, ...]]:
+    """One tuple of slices a patch."""
     axes = [[slice(start, start + patch) for start in range(0, size, patch)] for size in sizes]
     return list(itertools.product(*axes))
 

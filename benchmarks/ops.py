@@ -1,14 +1,14 @@
 """What is timed: each op with its peers, all doing the same work on the same tensors.
 
-An implementation is a function of the op's tensors that returns a tuple of tensors, the differentiable ones first. Forward only
-it runs without autograd; with the backward pass, the gradients of the leaves come after its results.
+An implementation is a function of the op's tensors that returns a tuple of tensors, the differentiable ones first.
+Forward only it runs without autograd; with the backward pass, the gradients of the leaves come after its results.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -107,7 +107,7 @@ def _bind_backward(
 
 
 def compare(op: Op, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> dict[str, float]:
-    """By result: the largest difference over the largest value; for what a selection decides, the fraction that differs.
+    """By result: the largest difference over the largest value; of what a selection decides, the fraction that differs.
 
     Two implementations may order scores that are closer than their rounding differently, which moves whole patches.
     """
@@ -163,12 +163,11 @@ def _eager_loss(logits: Tensor, labels: Tensor, patches: Tensor, *, dice: eager.
     return eager.consistency_loss(logits, labels, eager.spread(patches, PATCH), dice=dice)
 
 
-def _monai() -> dict[str, Function]:
-    if find_spec("monai") is None:
-        return {}
-    from monai.losses import DiceCELoss
+@cache
+def _monai_loss() -> Callable[[Tensor, Tensor], Tensor]:
+    from monai.losses.dice import DiceCELoss  # optional, and slow to import
 
-    loss = DiceCELoss(
+    loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
         to_onehot_y=True,
         softmax=True,
         squared_pred=True,
@@ -178,7 +177,11 @@ def _monai() -> dict[str, Function]:
         lambda_dice=0.5,
         lambda_ce=0.5,
     )
-    return {"monai.losses.DiceCELoss": lambda logits, labels: (loss(logits, labels.unsqueeze(1)),)}
+    return loss
+
+
+def _monai(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return (_monai_loss()(logits, labels.unsqueeze(1)),)
 
 
 def _each_entropy(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> dict[str, Function]:
@@ -189,7 +192,7 @@ def _each_dice(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> 
     return {name: partial(function, dice=dice, **settings) for name, dice in eager.DICES.items()}
 
 
-_masked = {"patch": PATCH, "ratio": RATIO}
+_masked: dict[str, Any] = {"patch": PATCH, "ratio": RATIO}
 
 OPS = {
     op.name: op
@@ -281,7 +284,7 @@ OPS = {
             ours=lambda logits, labels: (entmask_ext.consistency_loss(logits, labels).total,),
             eager=_each_dice(eager.consistency_loss, mask=None),
             compiled=partial(eager.consistency_loss, mask=None, dice=eager.dice_compared),
-            library=_monai(),
+            library={"monai.losses.DiceCELoss": _monai} if find_spec("monai") else {},
             leaves=(0,),
         ),
         Op(

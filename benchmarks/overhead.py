@@ -1,7 +1,7 @@
 """python -m benchmarks overhead: what a call costs before it computes anything, beside torch.add.
 
-The tensors are so small that their pixels cost nothing: one image of one patch. Three ways lead to an op: the pybind11 module,
-torch.ops, and the public function.
+The tensors are so small that their pixels cost nothing: one image of one patch. Three ways lead to an op: the pybind11
+module, torch.ops, and the public function.
 """
 
 from collections.abc import Callable

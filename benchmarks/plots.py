@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.plan import HEADLINE
 from benchmarks.report import groups, replace
@@ -52,7 +53,7 @@ def _speedups(base: list[dict[str, Row]], folder: Path) -> Path:
     """How many times entmask_ext's time each peer takes, on the headline size where that was run."""
     sizes = {group["entmask"].cell.size for group in base}
     size = HEADLINE if HEADLINE in sizes else max(sizes, key=lambda one: one.pixels)
-    chosen = {}
+    chosen: dict[str, dict[str, Row]] = {}
     for group in base:
         cell = group["entmask"].cell
         if cell.size == size and "graph" not in group["entmask"].state:
@@ -75,7 +76,7 @@ def _speedups(base: list[dict[str, Row]], folder: Path) -> Path:
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_xlabel(f"time over entmask_ext's, {size}, float32 (longer: slower)")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.5 / len(chosen)), ncols=5, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=5, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, folder / "speedup.png")
 
@@ -105,7 +106,7 @@ def _cost(title: str, by_size: list[dict[str, Row]], folder: Path) -> Path:
     return _save(figure, folder / f"cost_{title.replace(' + ', '_').replace(' ', '_')}.png")
 
 
-def _save(figure: plt.Figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     plt.close(figure)

@@ -27,19 +27,8 @@ def best_peer(group: dict[str, Row]) -> Row:
 
 
 def table(results: Results) -> str:
-    header = [
-        "op",
-        "size",
-        "dtype",
-        "layout",
-        "thr",
-        "state",
-        "entmask (quartiles)",
-        "eager",
-        "compile",
-        "library",
-        "loop",
-    ] + ["clone", "softmax", "x best", "x loop", "/clone", "peak MB", "best's"]
+    header = ["op", "size", "dtype", "layout", "thr", "state", "entmask (quartiles)", *PEERS, "clone", "softmax"]
+    header += ["x best", "x loop", "/clone", "peak MB", "best's"]
     lines = [header]
     for group in groups(results.rows):
         ours, best = group["entmask"], best_peer(group)
@@ -63,7 +52,7 @@ def table(results: Results) -> str:
     ]
     text.insert(1, "-" * len(text[0]))
     text.append(
-        "Times in ms, medians. x best: time of the fastest peer over entmask's. /clone: entmask's over logits.clone()'s."
+        "Medians in ms. x best: the fastest peer's time over entmask's. /clone: entmask's over logits.clone()'s."
     )
     text += [
         f"Copy bandwidth, {threads} thread{'s' if threads > 1 else ''}: {value / 1e9:.1f} GB/s"

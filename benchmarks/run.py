@@ -123,7 +123,7 @@ def _key(peer: Peer) -> str:
 def _states(kept: dict[str, Peer], device: str, cold: bool, fits: bool) -> Iterable[tuple[str, dict[str, Call]]]:
     """Data beyond the caches is cold whatever ran before."""
     states = ([] if not fits else ["warm"]) + (["cold"] if cold or not fits else [])
-    calls = {key: peer.run for key, peer in kept.items()}
+    calls: dict[str, Call] = {key: peer.run for key, peer in kept.items()}
     for state in states:
         yield state, calls
     if device == "cuda":
