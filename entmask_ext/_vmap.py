@@ -28,7 +28,8 @@ _OPS = (
 def _rule(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def example(i: int) -> Any:
-            return op(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+            # The in_dims of an int[] argument is a list of None.
+            return op(*(a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)))
 
         results = [example(i) for i in range(info.batch_size)]
         if isinstance(results[0], Tensor):

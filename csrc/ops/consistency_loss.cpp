@@ -208,7 +208,7 @@ Tensor consistency_loss_backward_autograd(const OptionalTensor& grad_total, cons
   for (const OptionalTensor* g : {&grad_total, &grad_ce_masked, &grad_ce_visible, &grad_dice})
     if (*g && wants_grad(**g)) grad = **g;
   if (!grad.defined() && !wants_grad(logits)) return compute();
-  return OnceDifferentiable::apply(grad, logits, std::string("consistency_loss_backward"), compute);
+  return OnceDifferentiable::apply(grad.defined() ? grad : logits, logits, std::string("consistency_loss_backward"), compute);
 }
 
 void devices(torch::Library& m) {
