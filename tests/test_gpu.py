@@ -1,0 +1,194 @@
+"""What only a GPU can show: streams, graphs, several devices, no waiting of the host, and agreement with the CPU."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cases import DTYPES, SHAPES, Shape, assert_same_bits, assert_scores_close, make_image, make_labels, make_logits
+from torch import Tensor
+
+import entmask_ext
+from entmask_ext import reference
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = Shape(4, 2, 5, (130, 157), (16, 16))
+
+
+@pytest.fixture
+def no_sync() -> Iterator[None]:
+    """Any call that makes the host wait is an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode(before)
+
+
+def step(image: Tensor, logits: Tensor, labels: Tensor, ratio: Tensor, order: Tensor) -> list[Tensor]:
+    """Every op, forward and backward."""
+    image, logits = image.detach().requires_grad_(), logits.detach().requires_grad_()
+    masked = entmask_ext.patch_mask(image, logits, 16, ratio, hint=0.1, label_dtype=torch.uint8)
+    by_score = entmask_ext.patch_mask_from_scores(image, masked.scores.detach(), 16, min_score=ratio, scope="batch")
+    losses = entmask_ext.consistency_loss(logits, labels, masked.patches, 16)
+    entropy = entmask_ext.entropy_map(logits)
+    counted = entmask_ext.patch_scores(logits, 16, score="count", threshold=ratio)
+    shuffled = entmask_ext.shuffle_patches(image[..., :128, :144], 16, order)
+    total = losses.total + masked.scores.sum() + masked.image.sum() + entropy.sum() + shuffled.square().sum()
+    gradients = torch.autograd.grad(total, (image, logits))
+    results = [*masked, *by_score[:4], *losses, entropy, counted, shuffled, *gradients]
+    return [x.detach() for x in results if x is not None]
+
+
+def inputs(device: str = "cuda", seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return (
+        make_image(SHAPE, device=device),
+        make_logits(SHAPE, device=device, absent=-60),
+        make_labels(SHAPE, torch.uint8, device),
+        torch.tensor(0.4, device=device),
+        torch.randperm(2 * 72).to(device),
+    )
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_cuda_kernels_are_built() -> None:
+    assert entmask_ext._C.build_info()["cuda"]
+
+
+def test_the_host_never_waits(no_sync: None) -> None:
+    arguments = _without_sync_check(inputs)
+    torch.cuda.synchronize()
+    step(*arguments)
+    entmask_ext.random_patch_mask(arguments[0], 16, 0.5, shared=True)
+
+
+def _without_sync_check(make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    torch.cuda.set_sync_debug_mode("default")
+    made = make()
+    torch.cuda.set_sync_debug_mode("error")
+    return made
+
+
+def test_run_to_run() -> None:
+    arguments = inputs()
+    want = step(*arguments)
+    for _ in range(20):
+        assert_same(step(*arguments), want)
+
+
+def test_streams_side_by_side() -> None:
+    many = [inputs(seed=seed) for seed in range(4)]
+    want = [step(*arguments) for arguments in many]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in many]
+    for _ in range(10):
+        got = []
+        for stream, arguments in zip(streams, many, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(step(*arguments))
+        torch.cuda.synchronize()
+        for actual, expected in zip(got, want, strict=True):
+            assert_same(actual, expected)
+
+
+def test_work_goes_to_the_current_stream() -> None:
+    """The input is written late on a side stream; an op on another stream would read what was there before."""
+    arguments = inputs()
+    want = step(*arguments)
+    image, logits, labels, ratio, order = arguments
+    late = torch.zeros_like(logits)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        late.copy_(logits)
+        got = step(image, late, labels, ratio, order)
+    torch.cuda.synchronize()
+    assert_same(got, want)
+
+
+def test_a_cuda_graph_follows_its_inputs() -> None:
+    """Captured once, replayed with other numbers, another ratio among them."""
+    static = inputs()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(*static)
+    for seed, ratio in ((1, 0.4), (2, 0.9), (3, 0.1), (3, 0.1)):
+        others = list(inputs(seed=seed))
+        others[3] = torch.tensor(ratio, device="cuda")
+        for place, value in zip(static, others, strict=True):
+            place.copy_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same(captured, step(*others))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_other_device() -> None:
+    """Tensors on cuda:1 while cuda:0 is current."""
+    want = step(*inputs("cuda:0"))
+    arguments = inputs("cuda:1")
+    with torch.cuda.device(0):
+        got = step(*arguments)
+        assert torch.cuda.current_device() == 0
+    assert all(x.device == torch.device("cuda:1") for x in got)
+    if torch.cuda.get_device_name(0) == torch.cuda.get_device_name(1):
+        assert_same([x.cpu() for x in got], [x.cpu() for x in want])
+    with pytest.raises(ValueError, match=r"image.*logits|logits.*image"):
+        entmask_ext.patch_mask(inputs("cuda:0")[0], arguments[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cpu_and_cuda_agree(shape: Shape, dtype: torch.dtype) -> None:
+    """Scores to rounding, and the same mask for the same scores."""
+    image, logits = make_image(shape, dtype), make_logits(shape, dtype)
+    here = entmask_ext.patch_mask(image, logits, shape.patch, 0.4, label_dtype=torch.int64)
+    there = entmask_ext.patch_mask(image.cuda(), logits.cuda(), shape.patch, 0.4, label_dtype=torch.int64)
+    assert_scores_close(there.scores.cpu(), here.scores)
+    assert here.labels is not None
+    assert there.labels is not None
+    assert_same_bits(there.labels.cpu(), here.labels)
+    same = entmask_ext.patch_mask_from_scores(image.cuda(), here.scores.cuda(), shape.patch, 0.4)
+    assert_same_bits(same.patches.cpu(), here.patches)
+    assert_same_bits(same.image.cpu(), here.image)
+
+
+def test_a_mix_of_devices_is_refused() -> None:
+    image, logits, labels, _, order = inputs()
+    for call in (
+        lambda: entmask_ext.patch_mask(image.cpu(), logits),
+        lambda: entmask_ext.patch_mask(image, logits.cpu()),
+        lambda: entmask_ext.consistency_loss(logits, labels.cpu()),
+        lambda: entmask_ext.consistency_loss(logits, labels, class_weight=torch.ones(5)),
+        lambda: entmask_ext.shuffle_patches(image[..., :128, :144], 16, order.cpu()),
+    ):
+        with pytest.raises(ValueError, match=r"cuda:0.*cpu|cpu.*cuda:0"):
+            call()
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """Offsets beyond int32, in logits and image, by expanding: the memory is small, the arithmetic is not."""
+    if torch.cuda.get_device_properties(0).total_memory < 32 * 2**30:
+        pytest.skip("needs 32 GiB of GPU memory")
+    images, height, width = 9, 16384, 16384
+    logits = torch.randn(images, 1, height // 64, 1, device="cuda", dtype=torch.float16)
+    logits = logits.repeat_interleave(64, 2).expand(images, 1, height, width).contiguous()  # 4.5 GiB
+    assert logits.numel() > 2**31
+    pair = torch.stack([logits[:, 0], torch.zeros((), device="cuda", dtype=torch.float16).expand_as(logits[:, 0])], 1)
+    scores = entmask_ext.patch_scores(pair, (64, width))
+    rows = pair[:, :, ::64, :1].double()
+    assert_scores_close(scores.flatten(1), reference.entropy_map(rows).flatten(1))
+    masked = entmask_ext.patch_mask_from_scores(logits, scores, (64, width), 0.5)
+    assert torch.equal(masked.mask[:, 0, ::64, -1].bool(), masked.patches[..., 0])
+    assert torch.equal(masked.image[:, 0, 63::64, -1], logits[:, 0, 63::64, -1] * ~masked.patches[..., 0])
