@@ -11,9 +11,9 @@
 
 namespace entmask::cpu::ENTMASK_ISA {
 
-// Finite and below any logit that matters: stands in for a maximum of -inf.
+// The lowest finite number: stands in for a maximum of -inf.
 template <class T>
-constexpr T kLeast = sizeof(T) == 4 ? T(-3.4e38) : T(-1.7e308);
+constexpr T kLeast = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
 
 // The maximum of some classes, the sums over the others relative to it, and the first index that reaches it.
 template <class T>
