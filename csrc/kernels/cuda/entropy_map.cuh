@@ -1,7 +1,7 @@
 // Entropy of each pixel, and the gradient of entropies (or of their patch means) with respect to the logits.
 //
 // A thread takes one vector of pixels (16 bytes a class). The backward recomputes the softmax, so that nothing of the size
-// of the logits is saved; with many classes it reads them twice, the second time from the cache.
+// of the logits is saved; more than 8 classes are read twice, the second time from the cache.
 #pragma once
 
 #include "launch.h"
@@ -10,6 +10,7 @@
 namespace entmask::cuda {
 
 constexpr int map_threads = 128;
+constexpr int64_t backward_blocks = 8;  // a multiprocessor
 
 struct MapArguments {
   const void* logits;  // [N, K, D, H, W]
@@ -81,49 +82,50 @@ __device__ __forceinline__ void read_entropy_grad(F (&out)[N], const MapBackward
 
 // dH/dx_j = -p_j (ln p_j + H) = -e_j / Z (d_j - s / Z), d_j = x_j - m, e_j = e^d_j, Z = 1 + z
 template <typename S>
-__global__ void __launch_bounds__(map_threads, 4) entropy_backward_kernel(MapBackwardArguments a) {
+__global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBackwardArguments a) {
   using T = typename S::T;
   using F = typename S::F;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
-  if (i >= a.index.total) return;
-  const PixelIndex::Position at = a.index.at(i);
-  const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
-  T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
-  F x[S::chunk][S::pixels], grad[S::pixels];
-  if constexpr (S::classes > 0) {
-    load_classes<S>(x, logits, a.stride.c, a.classes);
-    read_entropy_grad(grad, a, at);
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * map_threads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x; i < a.index.total; i += stride) {
+    const PixelIndex::Position at = a.index.at(i);
+    const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
+    T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
+    F x[S::chunk][S::pixels], grad[S::pixels];
+    if constexpr (S::classes > 0) {
+      load_classes<S>(x, logits, a.stride.c, a.classes);
+      read_entropy_grad(grad, a, at);
 #pragma unroll
-    for (int p = 0; p < S::pixels; ++p) {
-      F d[S::chunk];
-      const Softmax<F> r = exponentials(x, d, p, a.classes);
-      const F scale = r.scale(), mean = r.dot * scale, factor = -grad[p] * scale;
+      for (int p = 0; p < S::pixels; ++p) {
+        F d[S::chunk];
+        const Softmax<F> r = exponentials(x, d, p, a.classes);
+        const F scale = r.scale(), mean = r.dot * scale, factor = -grad[p] * scale;
 #pragma unroll
-      for (int k = 0; k < S::chunk; ++k) x[k][p] = factor * (times_log(x[k][p], d[k]) - x[k][p] * mean);
-    }
-    store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
-  } else {
-    Softmax<F> softmax[S::pixels];
-    F factor[S::pixels], mean[S::pixels];
-    read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
-    read_entropy_grad(grad, a, at);
-#pragma unroll
-    for (int p = 0; p < S::pixels; ++p) {
-      const F scale = softmax[p].scale();
-      mean[p] = softmax[p].dot * scale;
-      factor[p] = -grad[p] * scale;
-    }
-    for (int64_t first = 0; first < a.classes; first += S::chunk) {
-      load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
-#pragma unroll
-      for (int k = 0; k < S::chunk; ++k) {
-#pragma unroll
-        for (int p = 0; p < S::pixels; ++p) {
-          const F d = x[k][p] - softmax[p].max, e = exponential(d);
-          x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
-        }
+        for (int k = 0; k < S::chunk; ++k) x[k][p] = factor * (times_log(x[k][p], d[k]) - x[k][p] * mean);
       }
-      store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
+      store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
+    } else {
+      Softmax<F> softmax[S::pixels];
+      F factor[S::pixels], mean[S::pixels];
+      read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
+      read_entropy_grad(grad, a, at);
+#pragma unroll
+      for (int p = 0; p < S::pixels; ++p) {
+        const F scale = softmax[p].scale();
+        mean[p] = softmax[p].dot * scale;
+        factor[p] = -grad[p] * scale;
+      }
+      for (int64_t first = 0; first < a.classes; first += S::chunk) {
+        load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
+#pragma unroll
+        for (int k = 0; k < S::chunk; ++k) {
+#pragma unroll
+          for (int p = 0; p < S::pixels; ++p) {
+            const F d = x[k][p] - softmax[p].max, e = exponential(d);
+            x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
+          }
+        }
+        store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
+      }
     }
   }
 }
@@ -145,6 +147,7 @@ template <typename T>
 cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream) {
   Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, p.grid);
   if (layout_of<T>(p.grad_logits, p.grad_logits_stride, p.batch, p.classes, p.grid) != layout) layout = Layout::any;
+  layout = layout_of_rereading<T>(layout, p.classes, map_threads);
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
     const Grid& g = p.grid;
@@ -163,8 +166,11 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
                                  p.pooled,
                                  rows_together(p.grad, p.grad_stride, p.batch, g.size, S::pixels, sizeof(typename S::F)),
                                  p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
-    const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
-    return launch(entropy_backward_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
+    int64_t blocks;
+    const cudaError_t error =
+        looping_grid(a.index.total, map_threads, resident_blocks<S>(p.classes, map_threads, backward_blocks), &blocks);
+    if (error != cudaSuccess) return error;
+    return launch(entropy_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(map_threads), 0, stream, a);
   });
 }
 

@@ -45,6 +45,7 @@ struct PoolFinish {
   int32_t size[3], patch[3];
 };
 
+template <typename F>
 struct PoolArguments {
   const void* logits;  // [N, K, D, H, W]
   void* labels;        // [N, D, H, W] or nullptr
@@ -58,7 +59,7 @@ struct PoolArguments {
   Divider height[2];   // rows; [1]: of the last patch along the height
   int64_t part_rows;
   Scalar threshold;
-  double inverse_log;  // 1 / ln K
+  F inverse_log;       // 1 / ln K
   bool count;
   int log_group;
 };
@@ -111,7 +112,7 @@ template <typename S>
 constexpr int pool_blocks = S::pixels <= 4 && S::classes > 0 && S::classes <= 4 ? 6 : 3;
 
 template <typename S>
-__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments a) {
+__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments<typename S::F> a) {
   using T = typename S::T;
   using F = typename S::F;
   __shared__ double warp_sum[pool_threads / 32];
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
       int32_t label[S::pixels];
 #pragma unroll
       for (int i = 0; i < S::pixels; ++i) {
-        const F entropy = clamp_unit(softmax[i].entropy() * static_cast<F>(a.inverse_log));
+        const F entropy = clamp_unit(softmax[i].entropy() * a.inverse_log);
         value[i] = a.count ? static_cast<F>(!(entropy < threshold)) : entropy;
         label[i] = softmax[i].label;
       }
@@ -204,7 +205,7 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
   if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.labels) % 16 != 0) layout = Layout::any;
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
-    PoolArguments a{};
+    PoolArguments<typename S::F> a{};
     a.logits = p.logits;
     a.labels = p.labels;
     a.partials = split.parts > 1 ? partials : nullptr;
@@ -223,11 +224,11 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
     }
     a.part_rows = split.rows;
     a.threshold = p.threshold;
-    a.inverse_log = 1 / std::log(static_cast<double>(p.classes));
+    a.inverse_log = static_cast<typename S::F>(1 / std::log(static_cast<double>(p.classes)));
     a.count = p.count;
-    // About two vectors a lane: enough lanes to have the loads in flight, few enough to spare divisions and shuffles.
-    const int64_t vectors = split.rows * a.columns[0].divisor;
-    while (a.log_group < 7 && (int64_t{2} << a.log_group) < vectors) ++a.log_group;
+    // About 16 pixels a lane: enough lanes to have the loads in flight, few enough to spare divisions and shuffles.
+    const int64_t lanes = split.rows * a.columns[0].divisor * S::pixels / 16;
+    while (a.log_group < 7 && (int64_t{1} << a.log_group) < lanes) ++a.log_group;
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.units << a.log_group, pool_threads)));
     return launch(entropy_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
   });

@@ -206,6 +206,33 @@ Layout layout_of(const void* p, const Strides& s, int64_t batch, int64_t classes
   return Layout::any;
 }
 
+// Kernels that read more classes than fit registers more than once keep so few threads on a multiprocessor that what they
+// have read is still in its caches (L1, and its share of L2) the second time.
+constexpr int64_t cached_bytes = 1 << 18;
+
+// Blocks a multiprocessor, at most `most`.
+template <typename S>
+int64_t resident_blocks(int64_t classes, int64_t threads, int64_t most) {
+  if (S::classes > 0) return most;
+  const int64_t blocks = cached_bytes / (threads * S::pixels * static_cast<int64_t>(sizeof(typename S::T)) * classes);
+  return blocks < 1 ? 1 : blocks < most ? blocks : most;
+}
+
+// The layout for these kernels: where 16 bytes a class and thread are too much even for one block, one element.
+template <typename T>
+Layout layout_of_rereading(Layout layout, int64_t classes, int64_t threads) {
+  return layout == Layout::planes && threads * 16 * classes > cached_bytes ? Layout::any : layout;
+}
+
+// Blocks of a grid that walks over `steps` in a loop.
+inline cudaError_t looping_grid(int64_t steps, int64_t threads, int64_t blocks_a_multiprocessor, int64_t* blocks) {
+  int count = 1;
+  const cudaError_t error = multiprocessors(&count);
+  const int64_t needed = ceil_div(steps, threads), most = count * blocks_a_multiprocessor;
+  *blocks = needed < most ? needed : most;
+  return error;
+}
+
 // Calls fn(Shape<...>{}) for the layout and the number of classes.
 template <typename T, typename Fn>
 cudaError_t with_shape(Layout layout, int64_t classes, const Fn& fn) {

@@ -10,7 +10,7 @@
 namespace entmask::cuda {
 
 constexpr int backward_threads = 128;
-constexpr int64_t backward_blocks_a_multiprocessor = 8;
+constexpr int64_t backward_blocks_a_multiprocessor = 4;
 constexpr int64_t cached_classes = 1024;  // whose coefficients are in shared memory; others are computed where needed
 
 struct LossBackwardArguments {
@@ -158,9 +158,7 @@ cudaError_t launch_loss_backward(const LossBackwardParams& p, cudaStream_t strea
   if (layout_of<T>(p.grad_logits, p.grad_logits_stride, loss.batch, loss.classes, loss.grid) != layout) {
     layout = Layout::any;
   }
-  int count = 1;
-  const cudaError_t error = multiprocessors(&count);
-  if (error != cudaSuccess) return error;
+  layout = layout_of_rereading<T>(layout, loss.classes, backward_threads);
   return with_shape<T>(layout, loss.classes, [&](auto shape) {
     using S = decltype(shape);
     const LossBackwardArguments a{loss_arguments<S>(loss), p.sums,
@@ -170,9 +168,11 @@ cudaError_t launch_loss_backward(const LossBackwardParams& p, cudaStream_t strea
                                   loss.mask_weight,        loss.ce_weight,
                                   loss.dice_weight,        loss.smooth,
                                   loss.denominator_offset};
-    const int64_t needed = ceil_div(a.loss.index.total, backward_threads);
-    const int64_t blocks = needed < count * backward_blocks_a_multiprocessor ? needed
-                                                                            : count * backward_blocks_a_multiprocessor;
+    int64_t blocks;
+    const cudaError_t error = looping_grid(
+        a.loss.index.total, backward_threads,
+        resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor), &blocks);
+    if (error != cudaSuccess) return error;
     return launch(loss_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(backward_threads), 0, stream, a);
   });
 }

@@ -218,16 +218,14 @@ __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishA
 // Blocks of the first launch.
 template <typename S>
 cudaError_t loss_blocks(const LossParams& p, int64_t* blocks) {
-  int count = 1;
-  const cudaError_t error = multiprocessors(&count);
-  const int64_t needed = ceil_div(PixelIndex(p.batch, p.grid.size, S::pixels).total, loss_threads);
-  *blocks = needed < count * loss_blocks_a_multiprocessor ? needed : count * loss_blocks_a_multiprocessor;
-  return error;
+  return looping_grid(PixelIndex(p.batch, p.grid.size, S::pixels).total, loss_threads,
+                      resident_blocks<S>(p.classes, loss_threads, loss_blocks_a_multiprocessor), blocks);
 }
 
 template <typename T>
 Layout loss_layout(const LossParams& p) {
-  return layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, p.grid);
+  const Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, p.grid);
+  return layout_of_rereading<T>(layout, p.classes, loss_threads);
 }
 
 template <typename T>
