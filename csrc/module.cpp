@@ -1,7 +1,7 @@
 // entmask_ext._C: the ops as Python functions without torch.ops' argument parsing, which costs more than a small op.
 //
-// Arguments are read by hand, so that a wrong one is named in the error. Everything goes through the dispatcher: autograd,
-// fake tensors and vmap see these calls like those of torch.ops.entmask.
+// Arguments are read by hand, so that a wrong one is named in the error. Everything goes through the dispatcher:
+// autograd, fake tensors and vmap see these calls like those of torch.ops.entmask.
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -108,8 +108,8 @@ py::tuple patch_mask(Object image, Object logits, Object patch_size, Object rati
   const auto mask_type = dtype(mask_dtype, "mask_dtype"), label_type = dtype(label_dtype, "label_dtype");
   const auto [out, mask, patches, scores, labels] = [&] {
     py::gil_scoped_release release;
-    return ops::patch_mask(x, l, patch, r.value, r.tensor, s, t.value.value_or(0), t.tensor, m.value, m.tensor, n, o, h, c, f,
-                           mask_type, label_type);
+    return ops::patch_mask(x, l, patch, r.value, r.tensor, s, t.value.value_or(0), t.tensor, m.value, m.tensor, n, o, h,
+                           c, f, mask_type, label_type);
   }();
   return py::make_tuple(out, mask, patches, scores, label_type ? py::cast(labels) : py::none());
 }
@@ -126,7 +126,8 @@ py::tuple patch_mask_from_scores(Object image, Object scores, Object patch_size,
   const auto mask_type = dtype(mask_dtype, "mask_dtype");
   const auto [out, mask, patches] = [&] {
     py::gil_scoped_release release;
-    return ops::patch_mask_from_scores(x, values, patch, r.value, r.tensor, m.value, m.tensor, n, o, h, c, f, mask_type);
+    return ops::patch_mask_from_scores(x, values, patch, r.value, r.tensor, m.value, m.tensor, n, o, h, c, f,
+                                       mask_type);
   }();
   return py::make_tuple(out, mask, patches);
 }

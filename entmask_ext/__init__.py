@@ -1,4 +1,4 @@
-"""Entropy-guided patch masking for semi-supervised segmentation, fused, differentiable and deterministic on CPU and CUDA.
+"""Entropy-guided patch masking for semi-supervised segmentation: fused, differentiable, deterministic, CPU and CUDA.
 
     new, mask = entmask_ext.patch_mask(image, teacher_logits)[:2]
 

@@ -1,4 +1,7 @@
-"""The ops on fake and meta tensors: shapes, dtypes and strides without data, for torch.compile, torch.export and device="meta"."""
+"""The ops on fake and meta tensors: shapes, dtypes and strides without data.
+
+For torch.compile, torch.export and device="meta".
+"""
 
 from collections.abc import Sequence
 
@@ -80,8 +83,7 @@ def _(
     _check_device(image, "image", logits, "logits")
     if image.dim() != logits.dim():
         raise ValueError(
-            "image and logits must agree in batch and spatial sizes, "
-            f"got {list(image.shape)} and {list(logits.shape)}"
+            f"image and logits must agree in batch and spatial sizes, got {list(image.shape)} and {list(logits.shape)}"
         )
     torch._check_value(
         all(image.shape[axis] == logits.shape[axis] for axis in range(image.dim()) if axis != 1),

@@ -23,9 +23,10 @@ def consistency_loss(
     smooth: float = 1e-5,
     denominator_offset: float = 0.0,
 ) -> ConsistencyLoss:
-    """Region-weighted cross entropy plus soft Dice (Milletari et al. 2016, squared denominator), in one pass over the logits.
+    """Region-weighted cross entropy plus soft Dice (Milletari et al. 2016, squared denominator), one pass over the logits.
 
-    With l = -log softmax(logits)[label], w = class_weight[label], M the masked patches and p the softmax, t the one-hot label:
+    With l = -log softmax(logits)[label], w = class_weight[label], M the masked patches, p the softmax and t the one-hot
+    label:
 
         ce_masked = sum_M w l / (sum_M w + denominator_offset),    ce_visible: the same outside M
         dice = mean over classes of 1 - (2 sum p t + smooth) / (sum p^2 + sum t + smooth),    sums over the batch

@@ -33,17 +33,17 @@ def patch_mask(
 
         H = -sum_k p_k ln p_k / ln K,    p = softmax(logits)
 
-    pooled over patches to scores, of which the highest are masked. A class at -inf adds 0; a pixel with NaN, +inf or all
-    classes at -inf has entropy NaN, and NaN ranks above every number. Ties go to the lower flat index, so that the same
-    scores give the same mask on every device.
+    pooled over patches to scores, of which the highest are masked. A class at -inf adds 0; a pixel with NaN, +inf or
+    all classes at -inf has entropy NaN, and NaN ranks above every number. Ties go to the lower flat index, so that the
+    same scores give the same mask on every device.
 
     Args:
         image: (N, Ci, H, W) or (N, Ci, D, H, W), float64, float32, float16 or bfloat16, any strides.
         logits: (N, K, *S), K >= 2, S the image's spatial sizes; its dtype may differ from the image's. Computed in
             float32 (float64 for float64). A network's probabilities: pass ``probs.log()``. A sigmoid's logit x: pass
             ``torch.cat([torch.zeros_like(x), x], 1)``.
-        patch_size: pixels, one int or one an axis. The grid is G = ceil(S / patch_size); a patch cut by the image's edge
-            averages over the pixels it has. 1 masks pixels.
+        patch_size: pixels, one int or one an axis. The grid is G = ceil(S / patch_size); a patch cut by the image's
+            edge averages over the pixels it has. 1 masks pixels.
         ratio: fraction in [0, 1] of a row's P patches: k = max(1, floor(ratio * P + 1e-6)) are masked, none with 0.
             0.75 where neither ratio nor min_score is given.
         score: "mean": the mean entropy of the patch's pixels. "count": the fraction of them with entropy >= threshold
@@ -60,8 +60,8 @@ def patch_mask(
         label_dtype: torch.uint8 (K <= 255) or torch.int64 asks for the pseudo-labels argmax_k logits (the first
             maximum; NaN wins), found in the same pass.
 
-        ratio, threshold and min_score also take a 0-d tensor on the CPU or on the logits' device. There it is read by the
-        kernel: a schedule costs no recompilation and no host sync. A ratio read on the device is clamped to [0, 1].
+        ratio, threshold and min_score also take a 0-d tensor on the CPU or on the logits' device. There it is read by
+        the kernel: a schedule costs no recompilation and no host sync. A ratio read on the device is clamped to [0, 1].
 
     Returns:
         :class:`PatchMask` (image, mask, patches, scores, labels). Differentiable: image with respect to image, and for

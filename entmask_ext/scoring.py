@@ -47,12 +47,13 @@ def patch_scores(
     Args:
         logits: (N, K, *S), K >= 2, floating, any strides.
         patch_size: pixels, one int or one an axis.
-        score: "mean": mean entropy of the patch's pixels. "count": fraction of them with entropy >= threshold, NaN counts.
+        score: "mean": mean entropy of the patch's pixels. "count": fraction of them with entropy >= threshold
+            (NaN counts).
         threshold: a float, or a 0-d tensor on the CPU or on the logits' device; rounded to the scores' dtype.
 
     Returns:
-        (N, *G), G = ceil(S / patch_size), float32 (float64 for float64 logits), in [0, 1] or NaN. "mean" is differentiable
-        with respect to logits, once.
+        (N, *G), G = ceil(S / patch_size), float32 (float64 for float64 logits), in [0, 1] or NaN. "mean" is
+        differentiable with respect to logits, once.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as :func:`entmask_ext.patch_mask`.

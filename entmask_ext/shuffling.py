@@ -12,14 +12,16 @@ from entmask_ext._trace import patch_sizes
 def shuffle_patches(
     x: Tensor, patch_size: int | Sequence[int], permutation: Tensor, *, inverse: bool = False
 ) -> Tensor:
-    """Permutes the patches of groups of B consecutive images: out[i] = x[permutation[i]], patches numbered image by image.
+    """Permutes the patches of groups of B consecutive images: out[i] = x[permutation[i]].
+
+    The B * P patches of a group are numbered image by image.
 
     Args:
         x: (N, C, H, W) or (N, C, D, H, W), floating, any strides; spatial sizes divisible by patch_size.
         patch_size: pixels, one int or one an axis.
-        permutation: (B * P,) int64, a permutation of range(B * P), P the patches of an image; B divides N and each of the N / B
-            groups is permuted alike. On the CPU the entries are checked; on CUDA that would wait for the device, and
-            an entry out of range writes NaN.
+        permutation: (B * P,) int64, a permutation of range(B * P), P the patches of an image; B divides N and each of
+            the N / B groups is permuted alike. On the CPU the entries are checked; on CUDA that would wait for the
+            device, and an entry out of range writes NaN.
         inverse: undo it: out[permutation[i]] = x[i].
 
     Returns:

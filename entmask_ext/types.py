@@ -14,7 +14,7 @@ class PatchMask(NamedTuple):
     image: Tensor
     """(N, Ci, *S), the image's dtype and memory format: masked pixels hold ``fill``, all others are untouched."""
     mask: Tensor
-    """(N, 1, *S), 1 = masked, in the image's dtype or bool. A float16 mask's sum overflows past 65504: use bool there."""
+    """(N, 1, *S), 1 = masked, in the image's dtype or bool. A float16 mask's sum overflows past 65504: use bool."""
     patches: Tensor
     """(N, *G) bool, True = masked."""
     scores: Tensor

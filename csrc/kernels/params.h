@@ -1,7 +1,7 @@
 // The plain structs that the CPU and CUDA kernels share.
 //
-// Below csrc/kernels no torch header is seen: a kernel gets raw pointers, these structs and (on CUDA) a stream. It never
-// allocates, never throws and never knows a tensor; csrc/ops has checked every shape and dtype before it runs.
+// Below csrc/kernels no torch header is seen: a kernel gets raw pointers, these structs and (on CUDA) a stream. It
+// never allocates, never throws and never knows a tensor; csrc/ops has checked every shape and dtype before it runs.
 //
 // Shapes are written with N images, K classes, C channels, S = D x H x W pixels (2-D: D = 1), a grid of
 // G = Gd x Gh x Gw patches and P = Gd * Gh * Gw patches an image.
@@ -30,8 +30,8 @@ struct Strides {
   int64_t n, c, d, h, w;
 };
 
-// A number that the caller passed (device == nullptr: value holds), or a 0-d tensor that the kernel reads itself, so that
-// a schedule needs no host sync and does not break a CUDA graph.
+// A number that the caller passed (device == nullptr: value holds), or a 0-d tensor that the kernel reads itself, so
+// that a schedule needs no host sync and does not break a CUDA graph.
 struct Scalar {
   double value;
   const void* device;
@@ -44,7 +44,7 @@ struct Scalar {
 struct EntropyPoolParams {
   const void* logits;  // [N, K, D, H, W], strides below
   void* scores;        // [N, Gd, Gh, Gw] contiguous, float32 (float64 for float64 logits)
-  void* labels;        // [N, D, H, W] contiguous, label_dtype; nullptr when label_dtype is none. First maximum, NaN wins
+  void* labels;  // [N, D, H, W] contiguous, label_dtype; nullptr when label_dtype is none. First maximum, NaN wins
   Strides logits_stride;
   Dtype dtype;
   LabelDtype label_dtype;
@@ -69,9 +69,10 @@ struct EntropyMapParams {
 //   dH/dx_j = -p_j (ln p_j + H) [H in nats], times grad, over ln K if normalized; a class at -inf gets 0.
 // Pooled: a pixel's grad is grad[patch] / pixels of the patch.
 struct EntropyBackwardParams {
-  const void* logits;      // [N, K, D, H, W]
-  const void* grad;        // pooled: [N, Gd, Gh, Gw], else [N, D, H, W]; strides below (c unused); float32, float64 for float64
-  void* grad_logits;       // [N, K, D, H, W], dense, dtype of logits, strides below
+  const void* logits;  // [N, K, D, H, W]
+  const void*
+      grad;  // pooled: [N, Gd, Gh, Gw], else [N, D, H, W]; strides below (c unused); float32, float64 for float64
+  void* grad_logits;  // [N, K, D, H, W], dense, dtype of logits, strides below
   Strides logits_stride;
   Strides grad_stride;
   Strides grad_logits_stride;
@@ -82,7 +83,8 @@ struct EntropyBackwardParams {
   bool normalize;
 };
 
-// Which patches of each row are masked. Scores rank by value, NaN above +inf, -0 equal to +0; ties go to the lower index.
+// Which patches of each row are masked. Scores rank by value, NaN above +inf, -0 equal to +0; ties go to the lower
+// index.
 //   k = ratio > 0 ? min(P, max(1, floor(ratio * P + 1e-6))) : 0                                     by_ratio
 //   k = min(P, max(min_patches, #{score >= min_score}))      (lowest: <=)                           else
 //   selected = the k highest (lowest: lowest) scores; of these, the min(floor(hint * P + 1e-6), k - 1) highest-scored
@@ -119,8 +121,8 @@ struct ApplyParams {
 // Region-weighted cross entropy and soft Dice of the student's logits against the pseudo-labels.
 //   l = -log softmax(logits)[label], w = class_weight[label] (1 without class_weight; a pixel of weight 0 adds 0)
 //   ce_masked = sum_M w l / (sum_M w + offset), ce_visible the same outside M; 0 where the region's sum of w is 0
-//   dice = mean_k [1 - (2 I_k + smooth) / (Q_k + T_k + smooth)], I_k = sum p_k [label = k], Q_k = sum p_k^2, T_k = #{label = k}
-//   total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
+//   dice = mean_k [1 - (2 I_k + smooth) / (Q_k + T_k + smooth)], I_k = sum p_k [label = k], Q_k = sum p_k^2, T_k =
+//   #{label = k} total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
 // Pixels with a label outside [0, K) are in no sum. Without patches every pixel is visible.
 //
 // sums: double [4 + 3 K]: sum_M w l, sum_M w, sum_V w l, sum_V w, I_0.., Q_0.., T_0..
@@ -140,30 +142,32 @@ struct LossParams {
 
 struct LossForwardParams {
   LossParams loss;
-  double* sums;   // [4 + 3 K]
-  void* total;    // 0-d each: float32, float64 for float64 logits
+  double* sums;  // [4 + 3 K]
+  void* total;   // 0-d each: float32, float64 for float64 logits
   void* ce_masked;
   void* ce_visible;
   void* dice;
 };
 
 // With A = d(out)/d(ce of the pixel's region) / (sum w + offset) and
-//   c_k = d(out)/d(dice) / K,  q_k = c_k (-2 [label = k] / (Z_k + smooth) + 2 p_k (2 I_k + smooth) / (Z_k + smooth)^2), Z = Q + T:
-//   d(out)/dx_j = A w (p_j - [label = j]) + p_j (q_j - sum_k p_k q_k)
+//   c_k = d(out)/d(dice) / K,  q_k = c_k (-2 [label = k] / (Z_k + smooth) + 2 p_k (2 I_k + smooth) / (Z_k + smooth)^2),
+//   Z = Q + T: d(out)/dx_j = A w (p_j - [label = j]) + p_j (q_j - sum_k p_k q_k)
 struct LossBackwardParams {
   LossParams loss;
-  const double* sums;          // [4 + 3 K], as the forward left them
-  const void* grad_total;      // 0-d each, dtype of the outputs; nullptr: no gradient came
+  const double* sums;      // [4 + 3 K], as the forward left them
+  const void* grad_total;  // 0-d each, dtype of the outputs; nullptr: no gradient came
   const void* grad_ce_masked;
   const void* grad_ce_visible;
   const void* grad_dice;
-  void* grad_logits;           // [N, K, D, H, W], dense, dtype of logits, strides below
+  void* grad_logits;  // [N, K, D, H, W], dense, dtype of logits, strides below
   Strides grad_logits_stride;
 };
 
-// Patches moved among the images of a group of `group` consecutive images; patches of a group are numbered image by image.
+// Patches moved among the images of a group of `group` consecutive images; patches of a group are numbered image by
+// image.
 //   out[i] = x[permutation[i]], or with inverse out[permutation[i]] = x[i]
-// Entries are in [0, group * P): the op has checked them on CPU; on CUDA an entry outside writes NaN (inverse: nothing).
+// Entries are in [0, group * P): the op has checked them on CPU; on CUDA an entry outside writes NaN (inverse:
+// nothing).
 struct ShuffleParams {
   const void* x;               // [N, C, D, H, W], strides below
   void* out;                   // [N, C, D, H, W], dense, same dtype, strides below

@@ -9,10 +9,14 @@ namespace entmask::ops {
 
 Dtype float_dtype(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case at::kFloat: return Dtype::float32;
-    case at::kDouble: return Dtype::float64;
-    case at::kHalf: return Dtype::float16;
-    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kFloat:
+      return Dtype::float32;
+    case at::kDouble:
+      return Dtype::float64;
+    case at::kHalf:
+      return Dtype::float16;
+    case at::kBFloat16:
+      return Dtype::bfloat16;
     default:
       TORCH_CHECK_TYPE(false, name, " must be float64, float32, float16 or bfloat16, got ", t.scalar_type());
   }
@@ -28,20 +32,20 @@ void check_image_like(const Tensor& t, const char* name, const char* channels) {
 }
 
 void check_classes(const Tensor& logits) {
-  TORCH_CHECK_VALUE(logits.size(1) >= 2, "logits must have at least 2 classes in dimension 1, got shape ", logits.sizes(),
-                    ". For a sigmoid's logit x pass torch.cat([torch.zeros_like(x), x], 1)");
+  TORCH_CHECK_VALUE(logits.size(1) >= 2, "logits must have at least 2 classes in dimension 1, got shape ",
+                    logits.sizes(), ". For a sigmoid's logit x pass torch.cat([torch.zeros_like(x), x], 1)");
   TORCH_CHECK_VALUE(logits.size(1) <= kMaxClasses, "logits must have at most ", kMaxClasses,
                     " classes in dimension 1, got shape ", logits.sizes());
 }
 
 void check_same_device(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
-  TORCH_CHECK_VALUE(a.device() == b.device(), a_name, " and ", b_name, " must be on the same device, got ", a.device(), " and ",
-                    b.device());
+  TORCH_CHECK_VALUE(a.device() == b.device(), a_name, " and ", b_name, " must be on the same device, got ", a.device(),
+                    " and ", b.device());
 }
 
 void check_same_image_sizes(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
-  TORCH_CHECK_VALUE(a.dim() == b.dim() && a.size(0) == b.size(0) && a.sizes().slice(2) == b.sizes().slice(2), a_name, " and ",
-                    b_name, " must agree in batch and spatial sizes, got ", a.sizes(), " and ", b.sizes());
+  TORCH_CHECK_VALUE(a.dim() == b.dim() && a.size(0) == b.size(0) && a.sizes().slice(2) == b.sizes().slice(2), a_name,
+                    " and ", b_name, " must agree in batch and spatial sizes, got ", a.sizes(), " and ", b.sizes());
 }
 
 Grid make_grid(const Tensor& t, at::IntArrayRef patch_size) {

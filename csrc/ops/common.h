@@ -25,7 +25,8 @@ struct Number {
 
 // float64, float32, float16 or bfloat16, else TypeError.
 Dtype float_dtype(const Tensor& t, const char* name);
-// What the arithmetic is done in and what scores, entropies and losses are returned in: float64 for float64, else float32.
+// What the arithmetic is done in and what scores, entropies and losses are returned in: float64 for float64, else
+// float32.
 at::ScalarType compute_dtype(const Tensor& t);
 
 // (N, C, H, W) or (N, C, D, H, W), floating.
@@ -49,7 +50,8 @@ std::vector<int64_t> pixel_shape(const Tensor& t);
 Strides strides_of(const Tensor& t);
 Strides pixel_strides_of(const Tensor& t);
 
-// A number for a kernel that runs on `device`: a tensor on the CPU is read now, one on the device is read by the kernel.
+// A number for a kernel that runs on `device`: a tensor on the CPU is read now, one on the device is read by the
+// kernel.
 Scalar make_scalar(const Number& n, double fallback, const at::Device& device);
 // The same for a fraction: a value that is known here must be in [0, 1].
 Scalar make_fraction(const Number& n, double fallback, const at::Device& device);

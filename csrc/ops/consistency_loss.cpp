@@ -32,8 +32,8 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte || labels.scalar_type() == at::kLong,
                    "labels must be uint8 or int64, got ", labels.scalar_type());
   const auto shape = pixel_shape(logits);
-  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", at::IntArrayRef(shape), " for logits ", logits.sizes(), ", got ",
-                    labels.sizes());
+  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", at::IntArrayRef(shape), " for logits ",
+                    logits.sizes(), ", got ", labels.sizes());
   check_weight(w.mask, "mask_weight");
   check_weight(w.ce, "ce_weight");
   check_weight(w.dice, "dice_weight");
@@ -50,23 +50,25 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
     check_same_device(logits, "logits", *patches, "patches");
     TORCH_CHECK_TYPE(patches->scalar_type() == at::kBool, "patches must be bool, got ", patches->scalar_type());
     const auto grid = grid_shape(logits, p.grid);
-    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", at::IntArrayRef(grid), " for logits ", logits.sizes(),
-                      " and patch_size ", *patch_size, ", got ", patches->sizes());
+    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", at::IntArrayRef(grid), " for logits ",
+                      logits.sizes(), " and patch_size ", *patch_size, ", got ", patches->sizes());
     in.patches = patches->contiguous();
     p.patches = in.patches.const_data_ptr<bool>();
   }
   if (class_weight) {
     check_same_device(logits, "logits", *class_weight, "class_weight");
     float_dtype(*class_weight, "class_weight");
-    TORCH_CHECK_VALUE(class_weight->dim() == 1 && class_weight->size(0) == logits.size(1), "class_weight must have shape [",
-                      logits.size(1), "], one weight a class, got ", class_weight->sizes());
+    TORCH_CHECK_VALUE(class_weight->dim() == 1 && class_weight->size(0) == logits.size(1),
+                      "class_weight must have shape [", logits.size(1), "], one weight a class, got ",
+                      class_weight->sizes());
     in.class_weight = class_weight->detach().to(compute_dtype(logits)).contiguous();
     // On CUDA the values are not looked at: that would wait for the device.
     if (in.class_weight.device().is_cpu()) {
       const Tensor values = in.class_weight.to(at::kDouble);
       for (int64_t k = 0; k < values.numel(); ++k) {
         const double v = values.const_data_ptr<double>()[k];
-        TORCH_CHECK_VALUE(std::isfinite(v) && v >= 0, "class_weight must be finite and >= 0, got ", v, " for class ", k);
+        TORCH_CHECK_VALUE(std::isfinite(v) && v >= 0, "class_weight must be finite and >= 0, got ", v, " for class ",
+                          k);
       }
     }
     p.class_weight = in.class_weight.const_data_ptr();
@@ -88,8 +90,9 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
 }
 
 LossResult consistency_loss_kernel(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
-                                   at::OptionalIntArrayRef patch_size, double mask_weight, const OptionalTensor& class_weight,
-                                   double ce_weight, double dice_weight, double smooth, double denominator_offset) {
+                                   at::OptionalIntArrayRef patch_size, double mask_weight,
+                                   const OptionalTensor& class_weight, double ce_weight, double dice_weight,
+                                   double smooth, double denominator_offset) {
   const Inputs in = check_inputs(logits, labels, patches, patch_size, class_weight,
                                  {mask_weight, ce_weight, dice_weight, smooth, denominator_offset});
   const auto options = logits.options().dtype(compute_dtype(logits));
@@ -145,9 +148,9 @@ using torch::autograd::variable_list;
 
 struct ConsistencyLoss : torch::autograd::Function<ConsistencyLoss> {
   template <class F>
-  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
-                               at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight, const Weights& w,
-                               const F& compute) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& labels,
+                               const OptionalTensor& patches, at::OptionalIntArrayRef patch_size,
+                               const OptionalTensor& class_weight, const Weights& w, const F& compute) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [total, masked, visible, dice, sums] = compute();
     ctx->set_materialize_grads(false);
@@ -170,21 +173,21 @@ struct ConsistencyLoss : torch::autograd::Function<ConsistencyLoss> {
     variable_list out(7);
     if (grads[0].defined() || grads[1].defined() || grads[2].defined() || grads[3].defined())
       out[0] = consistency_loss_backward(maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), maybe(grads[3]), saved[0],
-                                         saved[1], maybe(saved[2]), patch_size, maybe(saved[3]), saved[4], w[0], w[1], w[2],
-                                         w[3], w[4]);
+                                         saved[1], maybe(saved[2]), patch_size, maybe(saved[3]), saved[4], w[0], w[1],
+                                         w[2], w[3], w[4]);
     return out;
   }
 };
 
 LossResult consistency_loss_autograd(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
                                      at::OptionalIntArrayRef patch_size, double mask_weight,
-                                     const OptionalTensor& class_weight, double ce_weight, double dice_weight, double smooth,
-                                     double denominator_offset) {
+                                     const OptionalTensor& class_weight, double ce_weight, double dice_weight,
+                                     double smooth, double denominator_offset) {
   check_no_tangent(logits, "consistency_loss");
   const auto compute = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return consistency_loss(logits, labels, patches, patch_size, mask_weight, class_weight, ce_weight, dice_weight, smooth,
-                            denominator_offset);
+    return consistency_loss(logits, labels, patches, patch_size, mask_weight, class_weight, ce_weight, dice_weight,
+                            smooth, denominator_offset);
   };
   if (!wants_grad(logits)) return compute();
   const Weights w{mask_weight, ce_weight, dice_weight, smooth, denominator_offset};
@@ -208,7 +211,8 @@ Tensor consistency_loss_backward_autograd(const OptionalTensor& grad_total, cons
   for (const OptionalTensor* g : {&grad_total, &grad_ce_masked, &grad_ce_visible, &grad_dice})
     if (*g && wants_grad(**g)) grad = **g;
   if (!grad.defined() && !wants_grad(logits)) return compute();
-  return OnceDifferentiable::apply(grad.defined() ? grad : logits, logits, std::string("consistency_loss_backward"), compute);
+  return OnceDifferentiable::apply(grad.defined() ? grad : logits, logits, std::string("consistency_loss_backward"),
+                                   compute);
 }
 
 void devices(torch::Library& m) {
@@ -227,13 +231,14 @@ LossResult consistency_loss(const Tensor& logits, const Tensor& labels, const Op
 }
 
 Tensor consistency_loss_backward(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
-                                 const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice, const Tensor& logits,
-                                 const Tensor& labels, const OptionalTensor& patches, at::OptionalIntArrayRef patch_size,
-                                 const OptionalTensor& class_weight, const Tensor& sums, double mask_weight, double ce_weight,
-                                 double dice_weight, double smooth, double denominator_offset) {
+                                 const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice,
+                                 const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
+                                 at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight,
+                                 const Tensor& sums, double mask_weight, double ce_weight, double dice_weight,
+                                 double smooth, double denominator_offset) {
   static const auto op = dispatched<decltype(consistency_loss_backward)>("entmask::consistency_loss_backward");
-  return op.call(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches, patch_size, class_weight,
-                 sums, mask_weight, ce_weight, dice_weight, smooth, denominator_offset);
+  return op.call(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches, patch_size,
+                 class_weight, sums, mask_weight, ce_weight, dice_weight, smooth, denominator_offset);
 }
 
 ENTMASK_LIBRARY_DEVICES(devices)

@@ -67,7 +67,8 @@ Tensor entropy_map_kernel(const Tensor& logits, bool normalize) {
 Tensor entropy_gradient(const Tensor& grad, const Tensor& logits, const Grid& grid, bool pooled, bool normalize) {
   check_same_device(grad, "grad", logits, "logits");
   const auto shape = pooled ? grid_shape(logits, grid) : pixel_shape(logits);
-  TORCH_CHECK_VALUE(grad.sizes().equals(shape), "grad must have shape ", at::IntArrayRef(shape), ", got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.sizes().equals(shape), "grad must have shape ", at::IntArrayRef(shape), ", got ",
+                    grad.sizes());
   TORCH_CHECK_TYPE(grad.scalar_type() == compute_dtype(logits), "grad must be ", compute_dtype(logits), ", got ",
                    grad.scalar_type());
   Tensor out = empty_like_format(logits);
@@ -107,7 +108,8 @@ struct PatchScores : torch::autograd::Function<PatchScores> {
     ctx->saved_data["patch_size"] = patch_size.vec();
     return compute();
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     const auto patch_size = ctx->saved_data["patch_size"].toIntVector();
     return {patch_scores_backward(grads[0], ctx->get_saved_variables()[0], patch_size), Tensor(), Tensor()};
   }
@@ -131,8 +133,10 @@ struct EntropyMap : torch::autograd::Function<EntropyMap> {
     ctx->saved_data["normalize"] = normalize;
     return entropy_map(logits, normalize);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
-    return {entropy_map_backward(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["normalize"].toBool()), Tensor()};
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    return {entropy_map_backward(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["normalize"].toBool()),
+            Tensor()};
   }
 };
 

@@ -17,12 +17,12 @@ struct Selection {
   double hint;
 };
 
-Selection check_selection(const Number& ratio, const Number& min_score, int64_t min_patches, string_view order, double hint,
-                          string_view scope, const at::Device& device) {
+Selection check_selection(const Number& ratio, const Number& min_score, int64_t min_patches, string_view order,
+                          double hint, string_view scope, const at::Device& device) {
   TORCH_CHECK_VALUE(!(ratio.given() && min_score.given()), "ratio and min_score exclude each other: got both");
   TORCH_CHECK_VALUE(min_patches >= 0, "min_patches must be >= 0, got ", min_patches);
-  TORCH_CHECK_VALUE(min_patches == 0 || min_score.given(), "min_patches needs min_score: with ratio the number is exact. Got ",
-                    min_patches);
+  TORCH_CHECK_VALUE(min_patches == 0 || min_score.given(),
+                    "min_patches needs min_score: with ratio the number is exact. Got ", min_patches);
   TORCH_CHECK_VALUE(order == "highest" || order == "lowest", "order must be 'highest' or 'lowest', got '", order, "'");
   TORCH_CHECK_VALUE(scope == "image" || scope == "batch", "scope must be 'image' or 'batch', got '", scope, "'");
   check_fraction(hint, "hint");
@@ -83,8 +83,8 @@ Tensor apply(const Tensor& image, const Tensor& patches, const Grid& grid, doubl
   return out;
 }
 
-ScoredMaskResult mask_with(const Tensor& image, const Tensor& scores, const Grid& grid, const Selection& selection, double fill,
-                           optional<at::ScalarType> mask_dtype) {
+ScoredMaskResult mask_with(const Tensor& image, const Tensor& scores, const Grid& grid, const Selection& selection,
+                           double fill, optional<at::ScalarType> mask_dtype) {
   const Tensor patches = select(scores, selection);
   auto shape = image.sizes().vec();
   shape[1] = 1;
@@ -95,8 +95,8 @@ ScoredMaskResult mask_with(const Tensor& image, const Tensor& scores, const Grid
 PatchMaskResult patch_mask_kernel(const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size,
                                   optional<double> ratio, const OptionalTensor& ratio_tensor, string_view score,
                                   double threshold, const OptionalTensor& threshold_tensor, optional<double> min_score,
-                                  const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order, double hint,
-                                  string_view scope, double fill, optional<at::ScalarType> mask_dtype,
+                                  const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order,
+                                  double hint, string_view scope, double fill, optional<at::ScalarType> mask_dtype,
                                   optional<at::ScalarType> label_dtype) {
   check_image_like(image, "image", "C");
   check_image_like(logits, "logits", "K");
@@ -106,13 +106,15 @@ PatchMaskResult patch_mask_kernel(const Tensor& image, const Tensor& logits, at:
   const Grid grid = make_grid(logits, patch_size);
   const bool count = is_count(score);
   const Scalar limit = make_threshold(threshold, threshold_tensor, logits.device());
-  const Selection selection = check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor},
-                                              min_patches, order, hint, scope, logits.device());
+  const Selection selection =
+      check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor}, min_patches, order,
+                      hint, scope, logits.device());
   check_mask_dtype(image, mask_dtype);
   TORCH_CHECK_VALUE(!label_dtype || *label_dtype == at::kByte || *label_dtype == at::kLong,
                     "label_dtype must be None, torch.uint8 or torch.int64, got ", *label_dtype);
   TORCH_CHECK_VALUE(!label_dtype || *label_dtype != at::kByte || logits.size(1) <= 255,
-                    "label_dtype torch.uint8 holds at most 255 classes, logits have ", logits.size(1), ": use torch.int64");
+                    "label_dtype torch.uint8 holds at most 255 classes, logits have ", logits.size(1),
+                    ": use torch.int64");
 
   const Tensor scores = at::empty(grid_shape(logits, grid), logits.options().dtype(compute_dtype(logits)));
   const Tensor labels = label_dtype ? at::empty(pixel_shape(logits), logits.options().dtype(*label_dtype))
@@ -137,10 +139,11 @@ ScoredMaskResult patch_mask_from_scores_kernel(const Tensor& image, const Tensor
   check_same_device(image, "image", scores, "scores");
   const Grid grid = make_grid(image, patch_size);
   const auto shape = grid_shape(image, grid);
-  TORCH_CHECK_VALUE(scores.sizes().equals(shape), "scores must have one value a patch, shape ", at::IntArrayRef(shape), " for image ",
-                    image.sizes(), " and patch_size ", patch_size, ", got ", scores.sizes());
-  const Selection selection = check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor},
-                                              min_patches, order, hint, scope, image.device());
+  TORCH_CHECK_VALUE(scores.sizes().equals(shape), "scores must have one value a patch, shape ", at::IntArrayRef(shape),
+                    " for image ", image.sizes(), " and patch_size ", patch_size, ", got ", scores.sizes());
+  const Selection selection =
+      check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor}, min_patches, order,
+                      hint, scope, image.device());
   check_mask_dtype(image, mask_dtype);
   return mask_with(image, scores.to(compute_dtype(scores)).contiguous(), grid, selection, fill, mask_dtype);
 }
@@ -151,8 +154,8 @@ Tensor apply_mask_kernel(const Tensor& image, const Tensor& patches, at::IntArra
   const Grid grid = make_grid(image, patch_size);
   const auto shape = grid_shape(image, grid);
   TORCH_CHECK_TYPE(patches.scalar_type() == at::kBool, "patches must be bool, got ", patches.scalar_type());
-  TORCH_CHECK_VALUE(patches.sizes().equals(shape), "patches must have shape ", at::IntArrayRef(shape), " for image ", image.sizes(),
-                    " and patch_size ", patch_size, ", got ", patches.sizes());
+  TORCH_CHECK_VALUE(patches.sizes().equals(shape), "patches must have shape ", at::IntArrayRef(shape), " for image ",
+                    image.sizes(), " and patch_size ", patch_size, ", got ", patches.sizes());
   return apply(image, patches.contiguous(), grid, fill, nullptr);
 }
 
@@ -172,14 +175,15 @@ variable_list mask_gradients(AutogradContext* ctx, const variable_list& grads) {
 
 struct PatchMask : torch::autograd::Function<PatchMask> {
   template <class F>
-  static variable_list forward(AutogradContext* ctx, const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size,
-                               bool mean, const F& compute) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& image, const Tensor& logits,
+                               at::IntArrayRef patch_size, bool mean, const F& compute) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [out, mask, patches, scores, labels] = compute();
     ctx->set_materialize_grads(false);
     ctx->saved_data["patch_size"] = patch_size.vec();
     ctx->save_for_backward({patches, mean && logits.requires_grad() ? logits : Tensor()});
-    ctx->mark_non_differentiable(mean ? variable_list{mask, patches, labels} : variable_list{mask, patches, scores, labels});
+    ctx->mark_non_differentiable(mean ? variable_list{mask, patches, labels}
+                                      : variable_list{mask, patches, scores, labels});
     return {out, mask, patches, scores, labels};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) { return mask_gradients(ctx, grads); }
@@ -187,10 +191,10 @@ struct PatchMask : torch::autograd::Function<PatchMask> {
 
 PatchMaskResult patch_mask_autograd(const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size,
                                     optional<double> ratio, const OptionalTensor& ratio_tensor, string_view score,
-                                    double threshold, const OptionalTensor& threshold_tensor, optional<double> min_score,
-                                    const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order,
-                                    double hint, string_view scope, double fill, optional<at::ScalarType> mask_dtype,
-                                    optional<at::ScalarType> label_dtype) {
+                                    double threshold, const OptionalTensor& threshold_tensor,
+                                    optional<double> min_score, const OptionalTensor& min_score_tensor,
+                                    int64_t min_patches, string_view order, double hint, string_view scope, double fill,
+                                    optional<at::ScalarType> mask_dtype, optional<at::ScalarType> label_dtype) {
   check_no_tangent(image, "patch_mask");
   check_no_tangent(logits, "patch_mask");
   const auto compute = [&] {
@@ -230,8 +234,8 @@ ScoredMaskResult patch_mask_from_scores_autograd(const Tensor& image, const Tens
   check_no_tangent(image, "patch_mask_from_scores");
   const auto compute = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    return patch_mask_from_scores(image, scores, patch_size, ratio, ratio_tensor, min_score, min_score_tensor, min_patches,
-                                  order, hint, scope, fill, mask_dtype);
+    return patch_mask_from_scores(image, scores, patch_size, ratio, ratio_tensor, min_score, min_score_tensor,
+                                  min_patches, order, hint, scope, fill, mask_dtype);
   };
   if (!wants_grad(image)) return compute();
   const variable_list out = ScoredMask::apply(image, patch_size, compute);
@@ -267,9 +271,9 @@ void devices(torch::Library& m) {
 
 }  // namespace
 
-PatchMaskResult patch_mask(const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size, optional<double> ratio,
-                           const OptionalTensor& ratio_tensor, string_view score, double threshold,
-                           const OptionalTensor& threshold_tensor, optional<double> min_score,
+PatchMaskResult patch_mask(const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size,
+                           optional<double> ratio, const OptionalTensor& ratio_tensor, string_view score,
+                           double threshold, const OptionalTensor& threshold_tensor, optional<double> min_score,
                            const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order, double hint,
                            string_view scope, double fill, optional<at::ScalarType> mask_dtype,
                            optional<at::ScalarType> label_dtype) {
@@ -281,11 +285,11 @@ PatchMaskResult patch_mask(const Tensor& image, const Tensor& logits, at::IntArr
 ScoredMaskResult patch_mask_from_scores(const Tensor& image, const Tensor& scores, at::IntArrayRef patch_size,
                                         optional<double> ratio, const OptionalTensor& ratio_tensor,
                                         optional<double> min_score, const OptionalTensor& min_score_tensor,
-                                        int64_t min_patches, string_view order, double hint, string_view scope, double fill,
-                                        optional<at::ScalarType> mask_dtype) {
+                                        int64_t min_patches, string_view order, double hint, string_view scope,
+                                        double fill, optional<at::ScalarType> mask_dtype) {
   static const auto op = dispatched<decltype(patch_mask_from_scores)>("entmask::patch_mask_from_scores");
-  return op.call(image, scores, patch_size, ratio, ratio_tensor, min_score, min_score_tensor, min_patches, order, hint, scope,
-                 fill, mask_dtype);
+  return op.call(image, scores, patch_size, ratio, ratio_tensor, min_score, min_score_tensor, min_patches, order, hint,
+                 scope, fill, mask_dtype);
 }
 
 Tensor apply_mask(const Tensor& image, const Tensor& patches, at::IntArrayRef patch_size, double fill) {

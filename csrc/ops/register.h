@@ -14,7 +14,7 @@
 #else
 #define ENTMASK_LIBRARY_CUDA(define)
 #endif
-#define ENTMASK_LIBRARY_DEVICES(define)               \
+#define ENTMASK_LIBRARY_DEVICES(define)              \
   TORCH_LIBRARY_IMPL(entmask, CPU, m) { define(m); } \
   ENTMASK_LIBRARY_CUDA(define)
 
@@ -43,7 +43,8 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
     ctx->saved_data["name"] = name;
     return compute();
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "entmask::", ctx->saved_data["name"].toStringRef(),
                                 " is differentiable once; its second derivative is not implemented");
   }

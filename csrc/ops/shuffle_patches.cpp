@@ -17,7 +17,8 @@ Tensor shuffle_patches_kernel(const Tensor& x, at::IntArrayRef patch_size, const
   for (int64_t axis = 2; axis < x.dim(); ++axis)
     TORCH_CHECK_VALUE(x.size(axis) % patch_size[patch_size.size() == 1 ? 0 : axis - 2] == 0,
                       "x must have spatial sizes divisible by patch_size ", patch_size, ", got ", x.sizes());
-  TORCH_CHECK_TYPE(permutation.scalar_type() == at::kLong, "permutation must be int64, got ", permutation.scalar_type());
+  TORCH_CHECK_TYPE(permutation.scalar_type() == at::kLong, "permutation must be int64, got ",
+                   permutation.scalar_type());
   const int64_t per_image = patches_of(grid), entries = permutation.numel();
   TORCH_CHECK_VALUE(permutation.dim() == 1 && per_image > 0 && entries > 0 && entries % per_image == 0 &&
                         x.size(0) % (entries / per_image) == 0,
@@ -60,7 +61,8 @@ struct ShufflePatches : torch::autograd::Function<ShufflePatches> {
     ctx->save_for_backward({permutation});
     return shuffle_patches(x, patch_size, permutation, inverse);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
     const auto patch_size = ctx->saved_data["patch_size"].toIntVector();
     return {shuffle_patches(grads[0], patch_size, ctx->get_saved_variables()[0], !ctx->saved_data["inverse"].toBool()),
             Tensor(), Tensor(), Tensor()};

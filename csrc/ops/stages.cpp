@@ -39,10 +39,10 @@ void on_stream(const c10::Device& device, const F& launch) {
   const c10::cuda::CUDAGuard guard(device);
   C10_CUDA_CHECK(launch(c10::cuda::getCurrentCUDAStream(device.index()).stream()));
 }
-#define ENTMASK_ON_CUDA(statement)                                      \
-  if (device.is_cuda()) {                                               \
+#define ENTMASK_ON_CUDA(statement)                                     \
+  if (device.is_cuda()) {                                              \
     on_stream(device, [&](cudaStream_t stream) { return statement; }); \
-    return;                                                             \
+    return;                                                            \
   }
 #else
 #define ENTMASK_ON_CUDA(statement)

@@ -1,5 +1,5 @@
-// The kernels' stages on the device of a tensor: parallel over items on the CPU, queued on the current stream on CUDA, with scratch
-// memory from torch's allocator. Nothing is checked here.
+// The kernels' stages on the device of a tensor: parallel over items on the CPU, queued on the current stream on CUDA,
+// with scratch memory from torch's allocator. Nothing is checked here.
 #pragma once
 
 #include <c10/core/Device.h>

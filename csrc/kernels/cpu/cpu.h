@@ -1,9 +1,9 @@
 // The CPU kernels as the ops see them: one table an instruction set, chosen once at run time.
 //
-// A kernel works on the items [begin, end) of its stage; items are cut by the shape alone, never by the number of threads,
-// and each writes its own outputs, so that results are bitwise the same however the items are shared out. The op runs the
-// items in parallel. The stages that sum over many items (loss, patches of more than one item) write one partial sum an
-// item into `workspace`, and a finishing function adds these up in a fixed order.
+// A kernel works on the items [begin, end) of its stage; items are cut by the shape alone, never by the number of
+// threads, and each writes its own outputs, so that results are bitwise the same however the items are shared out. The
+// op runs the items in parallel. The stages that sum over many items (loss, patches of more than one item) write one
+// partial sum an item into `workspace`, and a finishing function adds these up in a fixed order.
 #pragma once
 
 #include <cstddef>
@@ -45,8 +45,14 @@ struct Kernels {
 const Kernels& kernels();
 
 // One table an instruction set, each from the same sources compiled again (see setup.py); nullptr where not built.
-namespace baseline { extern const Kernels table; }
-namespace avx2 { extern const Kernels table; }
-namespace avx512 { extern const Kernels table; }
+namespace baseline {
+extern const Kernels table;
+}
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
 
 }  // namespace entmask::cpu

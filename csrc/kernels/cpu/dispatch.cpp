@@ -1,5 +1,6 @@
-// Picks the kernels for the processor that runs, once. ENTMASK_CPU=baseline|avx2|avx512 in the environment asks for less than the
-// processor has (to test and to compare); asking for more, or for what is not built, keeps the best there is.
+// Picks the kernels for the processor that runs, once. ENTMASK_CPU=baseline|avx2|avx512 in the environment asks for
+// less than the processor has (to test and to compare); asking for more, or for what is not built, keeps the best there
+// is.
 #include <cstdlib>
 #include <cstring>
 

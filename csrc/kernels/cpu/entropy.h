@@ -3,8 +3,8 @@
 //   m = max_k x_k, over the classes other than one maximum: e = exp(x - m), z = sum e, s = sum e (x - m)
 //   H = ln(1 + z) - s / (1 + z)
 //
-// Both terms are >= 0 and z holds no 1 from the maximum itself, so nothing cancels: an entropy of 1e-30 keeps its relative
-// accuracy. One log a pixel, and one exp less than there are classes.
+// Both terms are >= 0 and z holds no 1 from the maximum itself, so nothing cancels: an entropy of 1e-30 keeps its
+// relative accuracy. One log a pixel, and one exp less than there are classes.
 #pragma once
 
 #include "simd.h"
@@ -30,9 +30,9 @@ ENTMASK_INLINE Vec<T> entropy_of(const Softmax<T>& p, T scale, T ceiling) {
   return min(splat<T>(ceiling), h * scale);  // min(c, NaN) is NaN
 }
 
-// Reads G <= 8 classes into registers and folds each into a (larger, smaller) pair: the G - 1 smaller ones are exactly the
-// classes other than one maximum. Where one of the two is NaN, max keeps the second operand and min its counterpart, so that
-// a NaN is never lost.
+// Reads G <= 8 classes into registers and folds each into a (larger, smaller) pair: the G - 1 smaller ones are exactly
+// the classes other than one maximum. Where one of the two is NaN, max keeps the second operand and min its
+// counterpart, so that a NaN is never lost.
 template <bool labels, int G, class A>
 ENTMASK_INLINE Softmax<typename A::T> softmax_group(const A& x, int64_t k, int64_t i, bool bounded) {
   using T = typename A::T;

@@ -1,7 +1,7 @@
 // How the pixels of an image are cut into work: strips and items.
 //
-// A strip is one row of patches of one image (2-D: patch[1] rows of pixels; 3-D: patch[0] * patch[1]). A strip of many pixels
-// is split by rows into several items, by shape alone.
+// A strip is one row of patches of one image (2-D: patch[1] rows of pixels; 3-D: patch[0] * patch[1]). A strip of many
+// pixels is split by rows into several items, by shape alone.
 #pragma once
 
 #include "../params.h"

@@ -1,7 +1,8 @@
 // The masked image and the mask of pixels, from the mask of patches.
 //
-// Elements are moved as bits of their size. A strip's rows all have the same pattern: runs of masked and visible pixels are filled
-// and copied where patches are wide; where they are narrow, the pattern is spread to one element a pixel once a strip and blended.
+// Elements are moved as bits of their size. A strip's rows all have the same pattern: runs of masked and visible pixels
+// are filled and copied where patches are wide; where they are narrow, the pattern is spread to one element a pixel
+// once a strip and blended.
 #include "grid.h"
 #include "tables.h"
 
@@ -118,7 +119,9 @@ void apply(const ApplyParams& p, E fill_bits, E one_bits, int64_t begin, int64_t
       });
     }
     if (!p.mask) continue;
-    auto pixel = [&](int64_t z, int64_t y, int64_t x) { return ((item.n * g.size[0] + z) * g.size[1] + y) * g.size[2] + x; };
+    auto pixel = [&](int64_t z, int64_t y, int64_t x) {
+      return ((item.n * g.size[0] + z) * g.size[1] + y) * g.size[2] + x;
+    };
     if (p.mask_is_bool) {
       for_each_row<uint8_t>(g, item, patches, 1, 1, [&](const Row<uint8_t>& row, int64_t z, int64_t y, int64_t x) {
         row.write(nullptr, 1, static_cast<uint8_t*>(p.mask) + pixel(z, y, x), 1);

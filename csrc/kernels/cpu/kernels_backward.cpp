@@ -3,7 +3,8 @@
 //   p_j = e_j / u, e_j = exp(x_j - m), u = sum_j e_j, H = ln u - s / u, s = sum_j e_j (x_j - m)
 //   dH/dx_j = -p_j (ln p_j + H) = p_j (s / u - (x_j - m))
 //
-// The logarithms cancel in the formula, so that they are never computed and the gradient of a tiny entropy stays accurate.
+// The logarithms cancel in the formula, so that they are never computed and the gradient of a tiny entropy stays
+// accurate.
 #include "entropy.h"
 #include "grid.h"
 #include "stage.h"
@@ -80,8 +81,9 @@ void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
         }
         S* const x = logits + item.n * st.n + z * st.d + y * st.h + x0 * st.w;
         S* const out = grad_logits + item.n * os.n + z * os.d + y * os.h + x0 * os.w;
-        for_each_planar_pair(x, st.c, st.w, out, os.c, os.w, p.classes, count,
-                             [&](const Planar<S>& from, const Planar<S>& to, int64_t i) { row(from, to, p.classes, line + i); });
+        for_each_planar_pair(
+            x, st.c, st.w, out, os.c, os.w, p.classes, count,
+            [&](const Planar<S>& from, const Planar<S>& to, int64_t i) { row(from, to, p.classes, line + i); });
       }
     }
   }

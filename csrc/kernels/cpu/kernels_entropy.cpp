@@ -1,8 +1,9 @@
 // Entropy of each pixel, pooled over patches or not, with the pseudo-labels in the same pass.
 //
-// A strip is one row of patches of one image. Its rows of pixels are read one at a time: the entropies of a row go to a line
-// buffer in L1, lines are added up in the compute dtype for at most kFlushRows rows and then patch by patch in double, so that the mean
-// over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
+// A strip is one row of patches of one image. Its rows of pixels are read one at a time: the entropies of a row go to a
+// line buffer in L1, lines are added up in the compute dtype for at most kFlushRows rows and then patch by patch in
+// double, so that the mean over a patch of a million pixels stays accurate. A strip of large patches is split into
+// several items.
 #include "entropy.h"
 #include "grid.h"
 #include "stage.h"
@@ -15,7 +16,8 @@ constexpr int64_t kFlushRows = 16;  // lines added in the compute dtype before t
 
 // ---------------------------------------------------------------- one row
 //
-// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label. Returns whether any entropy is NaN.
+// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label. Returns whether any
+// entropy is NaN.
 
 template <class T>
 struct RowArgs {
@@ -87,7 +89,8 @@ struct RowReader {
     args.ceiling = normalize ? T(1) : T(__builtin_inf());
   }
 
-  // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h has room for a vector more.
+  // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h has room for a
+  // vector more.
   ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h) {
     bool nan = false;
     for_each_planar(logits + offset, k_stride, w_stride, args.classes, n, [&](const Planar<S>& x, int64_t i, int64_t) {
@@ -98,7 +101,8 @@ struct RowReader {
     if (label_dtype == LabelDtype::none) return;
     if (nan)
       for (int64_t i = 0; i < n; ++i)
-        if (h[i] != h[i]) label[i] = IVecElement<T>(argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes));
+        if (h[i] != h[i])
+          label[i] = IVecElement<T>(argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes));
     if (label_dtype == LabelDtype::uint8) {
       uint8_t* out = static_cast<uint8_t*>(labels) + pixel;
       for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(label[i]);
@@ -115,7 +119,8 @@ ENTMASK_INLINE double patch_pixels(const Grid& g, int64_t gz, int64_t gy, int64_
   return double(extent(g, 0, gz)) * double(extent(g, 1, gy)) * double(extent(g, 2, gx));
 }
 
-// Adds the line's pixels to the sum of the patch that each lies in: patch j has columns [j * width, ...), the last may be short.
+// Adds the line's pixels to the sum of the patch that each lies in: patch j has columns [j * width, ...), the last may
+// be short.
 template <class T>
 ENTMASK_INLINE void add_line(T* line, int64_t n, int64_t width, double* sums) {
   for (int64_t x = 0, j = 0; x < n; x += width, ++j) {
@@ -184,7 +189,8 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
 
 // ---------------------------------------------------------------- map
 //
-// Items are pieces of at most kMapPixels of a row; where the rows of an image lie behind each other they are one long row.
+// Items are pieces of at most kMapPixels of a row; where the rows of an image lie behind each other they are one long
+// row.
 
 constexpr int64_t kMapPixels = 8192;
 

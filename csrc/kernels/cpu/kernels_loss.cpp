@@ -1,10 +1,11 @@
 // Forward of the region-weighted cross entropy and soft Dice: one pass over the logits, no one-hot, no full-size mask.
 //
-//   l = -log softmax(x)[label] = ln(1 + z) - (x_label - m), z as in entropy.h: no 1 from the maximum, so that the loss of a
-//   sure and right pixel is accurate
+//   l = -log softmax(x)[label] = ln(1 + z) - (x_label - m), z as in entropy.h: no 1 from the maximum, so that the loss
+//   of a sure and right pixel is accurate
 //
-// Every item adds up its pixels in the compute dtype for at most kFlushVectors vectors, then in double; items are added in order
-// at the end. Up to 8 classes stay in registers; with more, the classes are read again for their Dice sums, from the cache.
+// Every item adds up its pixels in the compute dtype for at most kFlushVectors vectors, then in double; items are added
+// in order at the end. Up to 8 classes stay in registers; with more, the classes are read again for their Dice sums,
+// from the cache.
 #include "loss.h"
 #include "tables.h"
 
@@ -183,9 +184,8 @@ size_t loss_forward_workspace(const LossParams& p) {
 }
 
 void loss_forward(const LossForwardParams& f, void* workspace, int64_t begin, int64_t end) {
-  with_dtype(f.loss.dtype, [&](auto s) {
-    forward<typename decltype(s)::type>(f.loss, static_cast<double*>(workspace), begin, end);
-  });
+  with_dtype(f.loss.dtype,
+             [&](auto s) { forward<typename decltype(s)::type>(f.loss, static_cast<double*>(workspace), begin, end); });
 }
 
 void loss_forward_finish(const LossForwardParams& f, const void* workspace) {

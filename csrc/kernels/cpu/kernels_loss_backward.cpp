@@ -1,5 +1,5 @@
-// Gradient of the loss with respect to the logits: the softmax is computed again from the logits, everything else comes from the
-// forward's sums. The formula stands at LossBackwardParams.
+// Gradient of the loss with respect to the logits: the softmax is computed again from the logits, everything else comes
+// from the forward's sums. The formula stands at LossBackwardParams.
 #include "loss.h"
 #include "tables.h"
 
@@ -7,7 +7,7 @@ namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
 constexpr int kHead = 4;
-constexpr int kKept = 64;     // classes whose probabilities are kept between the two passes over a vector of pixels
+constexpr int kKept = 64;      // classes whose probabilities are kept between the two passes over a vector of pixels
 constexpr int kFactors = 512;  // classes whose Dice factors are kept for all pixels
 
 // d(out)/d(ce) over the region's denominator, and the two factors of a class's Dice gradient:
@@ -137,7 +137,8 @@ void backward(const LossBackwardParams& b, int64_t begin, int64_t end) {
     T alpha[K ? K : kFactors], beta[K ? K : kFactors];
     for (int64_t j = 0; j < p.classes && j < (K ? K : kFactors); ++j) alpha[j] = f.alpha(j), beta[j] = f.beta(j);
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t) {
-      S* const out = static_cast<S*>(b.grad_logits) + piece.n * os.n + piece.z * os.d + piece.y * os.h + piece.x0 * os.w;
+      S* const out =
+          static_cast<S*>(b.grad_logits) + piece.n * os.n + piece.z * os.d + piece.y * os.h + piece.x0 * os.w;
       for_each_planar_pair(piece.x, st.c, st.w, out, os.c, os.w, p.classes, piece.count,
                            [&](const Planar<S>& x, const Planar<S>& to, int64_t i) {
                              if constexpr (K > 0)

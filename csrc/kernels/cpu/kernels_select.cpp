@@ -1,7 +1,8 @@
 // Which patches of each row are masked: an exact radix selection, no sort.
 //
-// Scores become unsigned keys in rank order. The key of the k-th patch is found digit by digit (8 bits, a histogram over the keys
-// that still agree), linear in the patches; ties at that key go to the lower index. The hint is a second selection.
+// Scores become unsigned keys in rank order. The key of the k-th patch is found digit by digit (8 bits, a histogram
+// over the keys that still agree), linear in the patches; ties at that key go to the lower index. The hint is a second
+// selection.
 #include "simd.h"
 #include "tables.h"
 
@@ -76,7 +77,8 @@ Cut<T> top(const T* scores, int64_t n, int64_t k, Key<T> flip) {
   for (int shift = int(sizeof(T)) * 8 - 8; shift >= 0; shift -= 8) {
     // Four histograms in turn: scores of one magnitude hit one bin, and an increment waits for the one before it.
     int64_t histogram[4][256] = {};
-    for_each_match<T>(scores, n, flip, above, prefix, [&](int64_t i, Key<T> key) { ++histogram[i & 3][(key >> shift) & 255]; });
+    for_each_match<T>(scores, n, flip, above, prefix,
+                      [&](int64_t i, Key<T> key) { ++histogram[i & 3][(key >> shift) & 255]; });
     int digit = 255;
     for (;; --digit) {
       const int64_t count = histogram[0][digit] + histogram[1][digit] + histogram[2][digit] + histogram[3][digit];
@@ -153,8 +155,8 @@ void select_row(const SelectParams& p, const T* scores, bool* patches) {
     take<T, false>(scores, n, flip, top(scores, n, visible, flip), false, patches);
     return;
   }
-  // The visible-th highest of the k lowest is the (k - visible + 1)-th lowest of all. Of the selected at its key, the first by
-  // index are left visible, as many as are still wanted after those above it.
+  // The visible-th highest of the k lowest is the (k - visible + 1)-th lowest of all. Of the selected at its key, the
+  // first by index are left visible, as many as are still wanted after those above it.
   const Key<T> key_at = top(scores, n, k - visible + 1, flip).key;
   int64_t ties = visible;
   for (int64_t i = 0; i < n; ++i) ties -= patches[i] && key_of(scores[i], flip) < key_at;

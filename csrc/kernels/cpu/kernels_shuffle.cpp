@@ -48,9 +48,12 @@ int64_t shuffle_patches_items(const ShuffleParams& p) {
 
 void shuffle_patches(const ShuffleParams& p, int64_t begin, int64_t end) {
   switch (p.dtype) {
-    case Dtype::float64: return shuffle<uint64_t>(p, begin, end);
-    case Dtype::float32: return shuffle<uint32_t>(p, begin, end);
-    default: return shuffle<uint16_t>(p, begin, end);
+    case Dtype::float64:
+      return shuffle<uint64_t>(p, begin, end);
+    case Dtype::float32:
+      return shuffle<uint32_t>(p, begin, end);
+    default:
+      return shuffle<uint16_t>(p, begin, end);
   }
 }
 

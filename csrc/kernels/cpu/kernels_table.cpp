@@ -8,13 +8,24 @@ namespace entmask::cpu::ENTMASK_ISA {
 
 const Kernels table = {
     ENTMASK_STRING(ENTMASK_ISA),
-    entropy_pool_items, entropy_pool_workspace, entropy_pool, entropy_pool_finish,
-    entropy_map_items, entropy_map,
-    entropy_backward_items, entropy_backward,
+    entropy_pool_items,
+    entropy_pool_workspace,
+    entropy_pool,
+    entropy_pool_finish,
+    entropy_map_items,
+    entropy_map,
+    entropy_backward_items,
+    entropy_backward,
     select,
-    apply_mask_items, apply_mask,
-    loss_items, loss_forward_workspace, loss_forward, loss_forward_finish, loss_backward,
-    shuffle_patches_items, shuffle_patches,
+    apply_mask_items,
+    apply_mask,
+    loss_items,
+    loss_forward_workspace,
+    loss_forward,
+    loss_forward_finish,
+    loss_backward,
+    shuffle_patches_items,
+    shuffle_patches,
 };
 
 }  // namespace entmask::cpu::ENTMASK_ISA

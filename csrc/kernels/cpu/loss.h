@@ -65,7 +65,8 @@ ENTMASK_INLINE void for_each_piece(const LossParams& p, int64_t begin, int64_t e
   }
 }
 
-// The labels of a vector of pixels. Where a row's last vector was moved back, the pixels of the one before are taken out.
+// The labels of a vector of pixels. Where a row's last vector was moved back, the pixels of the one before are taken
+// out.
 template <class T>
 ENTMASK_INLINE IVec<T> labels_at(const IVecElement<T>* labels, int64_t at, int64_t i) {
   IVec<T> v;

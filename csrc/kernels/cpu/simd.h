@@ -2,7 +2,8 @@
 //
 // Written with the vector extensions that GCC and Clang share, so that one source serves AVX-512, AVX2, SSE2 and NEON;
 // intrinsics only where the extensions do not reach one instruction (max, min, half conversion). No standard library
-// template is used in a kernel: an inline function compiled for AVX-512 could be the copy that the linker keeps for all.
+// template is used in a kernel: an inline function compiled for AVX-512 could be the copy that the linker keeps for
+// all.
 #pragma once
 
 #include <cstdint>
@@ -115,10 +116,10 @@ ENTMASK_INLINE bool any(IVec<T> mask) {
 
 // ---------------------------------------------------------------- exp and log
 //
-// exp_nonpositive(d), d <= 0: n = round(d / ln 2), r = d - n ln 2, e^r by a polynomial, times 2^n made in the exponent bits. d below about -88
-// (double: -709) gives exactly 0, so that a class at -inf adds exactly 0; NaN gives NaN.
-// Relative error: float 1.2e-7 for d > -20, 3e-7 down to the smallest normal number (one float of ln 2 is 1.9e-9 off, and n of these add
-// up); double 3e-16 (ln 2 in two parts).
+// exp_nonpositive(d), d <= 0: n = round(d / ln 2), r = d - n ln 2, e^r by a polynomial, times 2^n made in the exponent
+// bits. d below about -88 (double: -709) gives exactly 0, so that a class at -inf adds exactly 0; NaN gives NaN.
+// Relative error: float 1.2e-7 for d > -20, 3e-7 down to the smallest normal number (one float of ln 2 is 1.9e-9 off,
+// and n of these add up); double 3e-16 (ln 2 in two parts).
 template <class T>
 struct ExpLog;
 
@@ -137,8 +138,9 @@ struct ExpLog<float> {
                                    0.0083687175065279f,
                                    0.0013814596459269524f};
   // ln(1 + f) = f + f^2 q(f) on |f| <= 1/3, minimax, relative error 2.6e-8
-  static constexpr float kLog[] = {-0.49999937415122986f, 0.33333197236061096f, -0.2500782907009125f, 0.20011182129383087f,
-                                   -0.16415736079216003f, 0.13995569944381714f, -0.1538989394903183f, 0.14027616381645203f};
+  static constexpr float kLog[] = {-0.49999937415122986f, 0.33333197236061096f,  -0.2500782907009125f,
+                                   0.20011182129383087f,  -0.16415736079216003f, 0.13995569944381714f,
+                                   -0.1538989394903183f,  0.14027616381645203f};
   static constexpr int32_t kTwoThirds = 0x3f2aaaab;
   static constexpr float kLn2 = 0.693147182f;
 };
@@ -150,8 +152,9 @@ struct ExpLog<double> {
   static constexpr double kLowest = -709.0895657128241;
   static constexpr double kLog2e = 1.4426950408889634, kLn2Hi = 0.69314718036912382, kLn2Lo = 1.9082149292705877e-10;
   // Taylor, remainder 4e-18
-  static constexpr double kExp[] = {1.0,          1.0,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,       1.0 / 5040,
-                                    1.0 / 40320,  1.0 / 362880,  1.0 / 3628800,  1.0 / 39916800,  1.0 / 479001600, 1.0 / 6227020800};
+  static constexpr double kExp[] = {
+      1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
   static constexpr int64_t kTwoThirds = 0x3fe5555555555555;
   static constexpr double kLn2 = 0.6931471805599453;
 };
@@ -303,8 +306,8 @@ ENTMASK_INLINE double sum(Vec<double> v) {
 
 // ---------------------------------------------------------------- access
 //
-// A row of n >= kWidth pixels, the pixels of a class dense, class k at x + k * k_stride. Rows of other layouts are brought into
-// this one first (stage.h).
+// A row of n >= kWidth pixels, the pixels of a class dense, class k at x + k * k_stride. Rows of other layouts are
+// brought into this one first (stage.h).
 
 template <class S>
 struct Planar {
@@ -317,8 +320,8 @@ struct Planar {
   ENTMASK_INLINE void store_class(int64_t k, int64_t i, Vec<T> v) const { store(x + k * k_stride + i, v); }
 };
 
-// Where the vectors of a row of n pixels start: every kWidth; the last one is moved back to end with the row, so that a row's
-// tail needs no code of its own (the pixels that two vectors share are computed twice, to the same value).
+// Where the vectors of a row of n pixels start: every kWidth; the last one is moved back to end with the row, so that a
+// row's tail needs no code of its own (the pixels that two vectors share are computed twice, to the same value).
 template <class T>
 ENTMASK_INLINE int64_t vector_start(int64_t i, int64_t n) {
   return i + kWidth<T> > n ? n - kWidth<T> : i;
@@ -339,16 +342,20 @@ struct Constant {
   static constexpr int value = N;
 };
 
-// Calls f with the number of classes as a constant where that has code of its own, else with 0. Each constant costs compile time:
-// float64 has none.
+// Calls f with the number of classes as a constant where that has code of its own, else with 0. Each constant costs
+// compile time: float64 has none.
 template <class S, class F>
 ENTMASK_INLINE auto with_classes(int64_t classes, F&& f) {
   if constexpr (sizeof(S) < 8) {
     switch (classes) {
-      case 2: return f(Constant<2>{});
-      case 3: return f(Constant<3>{});
-      case 4: return f(Constant<4>{});
-      case 8: return f(Constant<8>{});
+      case 2:
+        return f(Constant<2>{});
+      case 3:
+        return f(Constant<3>{});
+      case 4:
+        return f(Constant<4>{});
+      case 8:
+        return f(Constant<8>{});
     }
   }
   return f(Constant<0>{});
@@ -363,10 +370,14 @@ struct Type {
 template <class F>
 ENTMASK_INLINE auto with_dtype(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::float64: return f(Type<double>{});
-    case Dtype::float16: return f(Type<half_t>{});
-    case Dtype::bfloat16: return f(Type<bfloat_t>{});
-    default: return f(Type<float>{});
+    case Dtype::float64:
+      return f(Type<double>{});
+    case Dtype::float16:
+      return f(Type<half_t>{});
+    case Dtype::bfloat16:
+      return f(Type<bfloat_t>{});
+    default:
+      return f(Type<float>{});
   }
 }
 

@@ -37,10 +37,14 @@ template <class S>
 void stage(const S* x, int64_t k_stride, int64_t w_stride, int64_t classes, int64_t n, S* to, int64_t ld) {
   if (k_stride == 1 && w_stride == classes) {
     switch (classes) {
-      case 2: return deinterleave<2>(x, n, to, ld);
-      case 3: return deinterleave<3>(x, n, to, ld);
-      case 4: return deinterleave<4>(x, n, to, ld);
-      case 8: return deinterleave<8>(x, n, to, ld);
+      case 2:
+        return deinterleave<2>(x, n, to, ld);
+      case 3:
+        return deinterleave<3>(x, n, to, ld);
+      case 4:
+        return deinterleave<4>(x, n, to, ld);
+      case 8:
+        return deinterleave<8>(x, n, to, ld);
     }
   }
   if (k_stride < w_stride) {
@@ -56,10 +60,14 @@ template <class S>
 void unstage(const S* from, int64_t ld, int64_t classes, int64_t n, S* x, int64_t k_stride, int64_t w_stride) {
   if (k_stride == 1 && w_stride == classes) {
     switch (classes) {
-      case 2: return interleave<2>(from, ld, n, x);
-      case 3: return interleave<3>(from, ld, n, x);
-      case 4: return interleave<4>(from, ld, n, x);
-      case 8: return interleave<8>(from, ld, n, x);
+      case 2:
+        return interleave<2>(from, ld, n, x);
+      case 3:
+        return interleave<3>(from, ld, n, x);
+      case 4:
+        return interleave<4>(from, ld, n, x);
+      case 8:
+        return interleave<8>(from, ld, n, x);
     }
   }
   if (k_stride < w_stride) {
@@ -71,9 +79,9 @@ void unstage(const S* from, int64_t ld, int64_t classes, int64_t n, S* x, int64_
   }
 }
 
-// Calls f(row, offset, pixels) with planar rows that together are the n pixels at x: the row itself where it is planar, else staged
-// pieces. A piece has at least kWidth pixels for f to compute: those from `pixels` on
-// repeat the last one, so that what f writes for a piece may end up to a vector behind the row.
+// Calls f(row, offset, pixels) with planar rows that together are the n pixels at x: the row itself where it is planar,
+// else staged pieces. A piece has at least kWidth pixels for f to compute: those from `pixels` on repeat the last one,
+// so that what f writes for a piece may end up to a vector behind the row.
 template <class S, class F>
 ENTMASK_INLINE void for_each_planar(S* x, int64_t k_stride, int64_t w_stride, int64_t classes, int64_t n, F&& f) {
   using T = Compute<S>;
