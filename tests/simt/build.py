@@ -46,7 +46,7 @@ MODES = {
     # Races: accesses that no barrier and no fence orders.
     "tsan": Mode(("-O1", "-g1", "-DSIMT_TSAN"), ("-fsanitize=thread",), ("-fsanitize=thread",)),
     # Memory requests, counted: hooks of our own in place of TSan's. Fixed addresses, for addr2line.
-    "count": Mode(("-O2", "-g1", "-DSIMT_COUNT", "-fno-pie"), ("-fsanitize=thread",), ("-no-pie",)),
+    "count": Mode(("-O1", "-g1", "-DSIMT_COUNT", "-fno-pie"), ("-fsanitize=thread",), ("-no-pie",)),
 }
 
 ENVIRONMENT = {

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -111,7 +112,10 @@ struct Resident {
   char* dynamic = nullptr;
   Range fixed{};
 #ifdef SIMT_TSAN
-  std::vector<char*> observed;  // by any thread of the block before its last barrier
+  std::vector<char*> observed;   // by any thread of the block before its last barrier
+  std::deque<char> fences;       // what the block's fences between two barriers release
+  std::vector<char*> published;  // those before the last barrier
+  bool fences_since_barrier = false;
 #endif
   char block_sync = 0;                           // what TSan sees of barriers
   char warp_sync[max_threads / warp_size] = {};  // and of __syncwarp
@@ -244,6 +248,8 @@ bool Resident::start_block() {
           launch.threads, g, dynamic};
 #ifdef SIMT_TSAN
   observed.clear();
+  published.clear();
+  fences_since_barrier = false;
 #endif
   fill(fixed.begin, fixed.bytes, poison);
   fill(dynamic, launch.dynamic_shared, poison);
@@ -348,10 +354,14 @@ bool Resident::settle_barrier() {
   if (exited)
     complain("%s:%d: block (%u,%u,%u): barrier after %u of %zu threads have exited", first->site.file, first->site.line,
              view.index.x, view.index.y, view.index.z, exited, fibers.size());
+#ifdef SIMT_TSAN
+  const Unseen unseen;
+  if (fences_since_barrier) published.push_back(&fences.back());
+  fences_since_barrier = false;
+#endif
   for (Fiber& fiber : fibers)
     if (fiber.state == State::at_barrier) {
 #ifdef SIMT_TSAN
-      const Unseen unseen;
       observed.insert(observed.end(), fiber.observed.begin(), fiber.observed.end());
       fiber.observed.clear();
 #endif
@@ -512,7 +522,8 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
 }
 
 // Fences for TSan, as in C++: a fence, then an atomic, publish what the thread did before the fence; an atomic on the same
-// variable, then a fence, see it. The second pair may be split over a block: one thread's atomic, a barrier, all threads' fences.
+// variable, then a fence, see it. Both pairs may be split over a block, as CUDA code does: all threads' fences, a barrier, one
+// thread's atomic; and that thread's atomic, a barrier, all threads' fences.
 void fence() {
 #ifdef SIMT_TSAN
   const Unseen unseen;
@@ -520,6 +531,10 @@ void fence() {
   for (char* publisher : fiber.observed) __tsan_acquire(publisher);
   for (char* publisher : resident_now->observed) __tsan_acquire(publisher);
   fiber.observed.clear();
+  Resident& r = *resident_now;
+  if (!r.fences_since_barrier) r.fences.push_back(0);
+  r.fences_since_barrier = true;
+  __tsan_release(&r.fences.back());
   __tsan_release(&fiber.fenced);
   fiber.fenced = 1;
 #endif
@@ -533,6 +548,8 @@ void before_atomic([[maybe_unused]] const void* address) {
   std::vector<char*>& publishers = launch_now->publishers[address];
   fiber.observed.insert(fiber.observed.end(), publishers.begin(), publishers.end());
   if (fiber.fenced) publishers.push_back(&fiber.fenced);
+  const std::vector<char*>& of_block = resident_now->published;
+  publishers.insert(publishers.end(), of_block.begin(), of_block.end());
 #endif
 }
 

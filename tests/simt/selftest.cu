@@ -176,10 +176,10 @@ __global__ void fence_before_write(Params p) {
     }
   }
 }
-// Right: one thread's atomic, a barrier, and every thread's own fence.
+// Right: every thread's own fence, a barrier, one thread's atomic, a barrier, and every thread's own fence.
 __global__ void fence_after_barrier(Params p) {
   __shared__ bool last;
-  if (threadIdx.x == 0) p.out[blockIdx.x] = 1;
+  if (threadIdx.x == 9) p.out[blockIdx.x] = 1;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) last = atomicAdd(p.counter, 1u) + 1 == gridDim.x - 1;
