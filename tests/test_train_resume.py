@@ -52,7 +52,7 @@ def unbroken(root: Path) -> Path:
 
 
 def arguments(root: Path, folder: Path) -> list[str]:
-    return command(tiny_config(root, folder, method="random", iterations=30, panel_every=7))
+    return command(tiny_config(root, folder, method="random", iterations=30))
 
 
 def assert_same_run(folder: Path, unbroken: Path) -> None:
