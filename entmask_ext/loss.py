@@ -23,7 +23,7 @@ def consistency_loss(
     smooth: float = 1e-5,
     denominator_offset: float = 0.0,
 ) -> ConsistencyLoss:
-    """Region-weighted cross entropy plus soft Dice (Milletari et al. 2016, squared denominator), one pass over the logits.
+    """Region-weighted cross entropy plus soft Dice (Milletari et al. 2016, squared denominator), in one pass.
 
     With l = -log softmax(logits)[label], w = class_weight[label], M the masked patches, p the softmax and t the one-hot
     label:
