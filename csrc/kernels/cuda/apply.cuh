@@ -1,7 +1,7 @@
 // The masked image and the mask of pixels, in one launch.
 //
-// The first threads make the image, 16 bytes each: those of a masked patch write `fill` and read nothing. The threads after
-// them make the mask, a step of as many pixels each. Both look the patch up; no thread waits for another.
+// The first threads make the image, 16 bytes each: those of a masked patch write `fill` and read nothing. The threads
+// after them make the mask, a step of as many pixels each. Both look the patch up; no thread waits for another.
 #pragma once
 
 #include "launch.h"

@@ -1,7 +1,7 @@
 // Entropy of each pixel, and the gradient of entropies (or of their patch means) with respect to the logits.
 //
-// A thread takes one vector of pixels (16 bytes a class). The backward recomputes the softmax, so that nothing of the size
-// of the logits is saved; more than 8 classes are read twice, the second time from the cache.
+// A thread takes one vector of pixels (16 bytes a class). The backward recomputes the softmax, so that nothing of the
+// size of the logits is saved; more than 8 classes are read twice, the second time from the cache.
 #pragma once
 
 #include "launch.h"
@@ -136,7 +136,11 @@ cudaError_t launch_entropy_map(const EntropyMapParams& p, cudaStream_t stream) {
   if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.entropy) % 16 != 0) layout = Layout::any;
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
-    const MapArguments a{p.logits, p.entropy, p.logits_stride, p.classes, PixelIndex(p.batch, p.size, S::pixels),
+    const MapArguments a{p.logits,
+                         p.entropy,
+                         p.logits_stride,
+                         p.classes,
+                         PixelIndex(p.batch, p.size, S::pixels),
                          p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 0};
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
     return launch(entropy_map_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
@@ -152,20 +156,20 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
     using S = decltype(shape);
     const Grid& g = p.grid;
     const auto patch = [&](int axis) { return Divider(g.patch[axis] < g.size[axis] ? g.patch[axis] : g.size[axis]); };
-    const MapBackwardArguments a{p.logits,
-                                 p.grad,
-                                 p.grad_logits,
-                                 p.logits_stride,
-                                 p.grad_stride,
-                                 p.grad_logits_stride,
-                                 p.classes,
-                                 PixelIndex(p.batch, g.size, S::pixels),
-                                 {patch(0), patch(1), patch(2)},
-                                 {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]),
-                                  static_cast<int32_t>(g.size[2])},
-                                 p.pooled,
-                                 rows_together(p.grad, p.grad_stride, p.batch, g.size, S::pixels, sizeof(typename S::F)),
-                                 p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
+    const MapBackwardArguments a{
+        p.logits,
+        p.grad,
+        p.grad_logits,
+        p.logits_stride,
+        p.grad_stride,
+        p.grad_logits_stride,
+        p.classes,
+        PixelIndex(p.batch, g.size, S::pixels),
+        {patch(0), patch(1), patch(2)},
+        {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]), static_cast<int32_t>(g.size[2])},
+        p.pooled,
+        rows_together(p.grad, p.grad_stride, p.batch, g.size, S::pixels, sizeof(typename S::F)),
+        p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
     int64_t blocks;
     const cudaError_t error =
         looping_grid(a.index.total, map_threads, resident_blocks<S>(p.classes, map_threads, backward_blocks), &blocks);

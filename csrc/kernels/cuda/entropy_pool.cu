@@ -23,8 +23,8 @@ cudaError_t entropy_pool(const EntropyPoolParams& p, void* workspace, cudaStream
   if (error != cudaSuccess || split.parts == 1) return error;
   const PoolFinish finish = pool_finish_of(p, static_cast<const double*>(workspace), split.parts);
   const dim3 blocks(static_cast<unsigned>(ceil_div(patches, pool_threads / 32)));
-  return launch(p.dtype == Dtype::float64 ? entropy_pool_finish_kernel<double> : entropy_pool_finish_kernel<float>, blocks,
-                dim3(pool_threads), 0, stream, finish, patches);
+  return launch(p.dtype == Dtype::float64 ? entropy_pool_finish_kernel<double> : entropy_pool_finish_kernel<float>,
+                blocks, dim3(pool_threads), 0, stream, finish, patches);
 }
 
 }  // namespace entmask::cuda

@@ -1,11 +1,11 @@
 // Softmax entropy pooled over patches, and the pseudo-label, in one pass over the logits: the kernel and its launcher.
 //
-// A group of 1 to 128 neighbouring lanes takes one patch, a lane one vector of pixels at a time (16 bytes a class), so that
-// small patches share a warp and neighbouring lanes read neighbouring bytes. A lane adds a vector's entropies pairwise, its
-// vectors in double; then the group adds its lanes in a fixed order. A few large patches would leave most multiprocessors
-// idle: their rows are split over several groups, which leave partial sums in the workspace. They are added by a second
-// small launch, or by the selection that follows (select.cuh): a counter that tells the last block would have to be
-// zeroed by a launch of its own.
+// A group of 1 to 128 neighbouring lanes takes one patch, a lane one vector of pixels at a time (16 bytes a class), so
+// that small patches share a warp and neighbouring lanes read neighbouring bytes. A lane adds a vector's entropies
+// pairwise, its vectors in double; then the group adds its lanes in a fixed order. A few large patches would leave most
+// multiprocessors idle: their rows are split over several groups, which leave partial sums in the workspace. They are
+// added by a second small launch, or by the selection that follows (select.cuh): a counter that tells the last block
+// would have to be zeroed by a launch of its own.
 #pragma once
 
 #include "launch.h"
@@ -59,7 +59,7 @@ struct PoolArguments {
   Divider height[2];   // rows; [1]: of the last patch along the height
   int64_t part_rows;
   Scalar threshold;
-  F inverse_log;       // 1 / ln K
+  F inverse_log;  // 1 / ln K
   bool count;
   int log_group;
 };
@@ -240,6 +240,7 @@ extern template cudaError_t launch_entropy_pool<__nv_bfloat16>(const EntropyPool
                                                                cudaStream_t);
 
 // Queues the pooling alone: split patches still have to be finished.
-cudaError_t entropy_pool_parts(const EntropyPoolParams& p, const PoolSplit& split, void* workspace, cudaStream_t stream);
+cudaError_t entropy_pool_parts(const EntropyPoolParams& p, const PoolSplit& split, void* workspace,
+                               cudaStream_t stream);
 
 }  // namespace entmask::cuda

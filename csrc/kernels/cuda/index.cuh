@@ -1,7 +1,8 @@
 // Where a thread's pixels lie: division by numbers known before the launch, and the way from a linear index to offsets.
 //
-// Linear indices are 64 bits wide, so that a tensor may have more than 2^31 elements; one axis has fewer than 2^31. A 64-bit
-// division costs some hundred instructions, a Divider three where the index fits 31 bits (nearly always) and a dozen beyond.
+// Linear indices are 64 bits wide, so that a tensor may have more than 2^31 elements; one axis has fewer than 2^31. A
+// 64-bit division costs some hundred instructions, a Divider three where the index fits 31 bits (nearly always) and a
+// dozen beyond.
 #pragma once
 
 #include "../params.h"
@@ -65,7 +66,10 @@ struct PixelIndex {
   int64_t total;
 
   PixelIndex(int64_t batch, const int64_t (&size)[3], int step_)
-      : columns(size[2] / step_), height(size[1]), depth(size[0]), step(step_),
+      : columns(size[2] / step_),
+        height(size[1]),
+        depth(size[0]),
+        step(step_),
         total(batch * size[0] * size[1] * (size[2] / step_)) {}
 
   struct Position {

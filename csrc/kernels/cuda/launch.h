@@ -1,10 +1,10 @@
 // The CUDA kernels as the ops see them: one launcher a stage. A launcher checks nothing, allocates nothing and does not
-// sync; it queues its kernels on the stream and returns the launch's error code. A tensor may have more than 2^31 elements,
-// one axis (and one row of patches to select from, in blocks of 8192) fewer.
+// sync; it queues its kernels on the stream and returns the launch's error code. A tensor may have more than 2^31
+// elements, one axis (and one row of patches to select from, in blocks of 8192) fewer.
 //
 // *_workspace: bytes of scratch that the launcher needs, from the allocator of the op, 256-byte aligned, contents
-// undefined; asked for with the same params, pointers included, on the same current device. It belongs to that call alone,
-// so that calls on several streams run side by side.
+// undefined; asked for with the same params, pointers included, on the same current device. It belongs to that call
+// alone, so that calls on several streams run side by side.
 #pragma once
 
 #include <cuda_runtime_api.h>

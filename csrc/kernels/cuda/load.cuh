@@ -113,7 +113,9 @@ constexpr int pixels_a_thread =
 
 // Classes that are in registers at once where K is too large to unroll.
 template <typename T, Layout L>
-constexpr int chunk_classes = L == Layout::planes ? 4 : L == Layout::pixels ? 16 / static_cast<int>(sizeof(T)) : 8;
+constexpr int chunk_classes = L == Layout::planes   ? 4
+                              : L == Layout::pixels ? 16 / static_cast<int>(sizeof(T))
+                                                    : 8;
 
 // CLASSES: at most that many classes in registers; 0: any number, in chunks.
 template <typename T_, Layout L, int CLASSES>
@@ -206,8 +208,8 @@ Layout layout_of(const void* p, const Strides& s, int64_t batch, int64_t classes
   return Layout::any;
 }
 
-// Kernels that read more classes than fit registers more than once keep so few threads on a multiprocessor that what they
-// have read is still in its caches (L1, and its share of L2) the second time.
+// Kernels that read more classes than fit registers more than once keep so few threads on a multiprocessor that what
+// they have read is still in its caches (L1, and its share of L2) the second time.
 constexpr int64_t cached_bytes = 1 << 18;
 
 // Blocks a multiprocessor, at most `most`.

@@ -23,8 +23,9 @@ template <typename S>
 LossArguments loss_arguments(const LossParams& p) {
   const bool rows = rows_together(p.labels, p.labels_stride, p.batch, p.grid.size, S::pixels,
                                   p.label_dtype == LabelDtype::uint8 ? 1 : 8);
-  return {p.logits,      p.labels, p.patches, p.class_weight, p.logits_stride, p.labels_stride,
-          p.label_dtype, rows,     p.classes, PixelIndex(p.batch, p.grid.size, S::pixels), PatchLookup(p.grid)};
+  return {p.logits,           p.labels,      p.patches, p.class_weight, p.logits_stride,
+          p.labels_stride,    p.label_dtype, rows,      p.classes,      PixelIndex(p.batch, p.grid.size, S::pixels),
+          PatchLookup(p.grid)};
 }
 
 template <typename L, int N>
@@ -40,7 +41,8 @@ __device__ __forceinline__ void read_label_row(int32_t (&label)[N], const LossAr
 
 // The labels of a thread's pixels, -1 for one outside [0, K).
 template <int N>
-__device__ __forceinline__ void read_labels(int32_t (&label)[N], const LossArguments& a, const PixelIndex::Position& at) {
+__device__ __forceinline__ void read_labels(int32_t (&label)[N], const LossArguments& a,
+                                            const PixelIndex::Position& at) {
   const int64_t offset = offset_of(a.labels_stride, at.n, at.d, at.h, at.w);
   if (a.label_dtype == LabelDtype::uint8) {
     read_label_row<uint8_t>(label, a, offset);

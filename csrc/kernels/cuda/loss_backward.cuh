@@ -1,8 +1,8 @@
 // The gradient of the consistency loss: one launch, which reads the forward's sums and recomputes the softmax.
 //
-// Each block first turns the sums into two coefficients a class (q_k = own_k [label = k] + square_k p_k) and one a region,
-// so that a pixel costs no division but its softmax. Beyond 8 classes a pixel's classes are read once for the softmax, once
-// for sum p q and once to write (the later times from the cache).
+// Each block first turns the sums into two coefficients a class (q_k = own_k [label = k] + square_k p_k) and one a
+// region, so that a pixel costs no division but its softmax. Beyond 8 classes a pixel's classes are read once for the
+// softmax, once for sum p q and once to write (the later times from the cache).
 #pragma once
 
 #include "loss.cuh"
@@ -161,17 +161,14 @@ cudaError_t launch_loss_backward(const LossBackwardParams& p, cudaStream_t strea
   layout = layout_of_rereading<T>(layout, loss.classes, backward_threads);
   return with_shape<T>(layout, loss.classes, [&](auto shape) {
     using S = decltype(shape);
-    const LossBackwardArguments a{loss_arguments<S>(loss), p.sums,
-                                  p.grad_total,            p.grad_ce_masked,
-                                  p.grad_ce_visible,       p.grad_dice,
-                                  p.grad_logits,           p.grad_logits_stride,
-                                  loss.mask_weight,        loss.ce_weight,
-                                  loss.dice_weight,        loss.smooth,
+    const LossBackwardArguments a{loss_arguments<S>(loss), p.sums,         p.grad_total,     p.grad_ce_masked,
+                                  p.grad_ce_visible,       p.grad_dice,    p.grad_logits,    p.grad_logits_stride,
+                                  loss.mask_weight,        loss.ce_weight, loss.dice_weight, loss.smooth,
                                   loss.denominator_offset};
     int64_t blocks;
-    const cudaError_t error = looping_grid(
-        a.loss.index.total, backward_threads,
-        resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor), &blocks);
+    const cudaError_t error =
+        looping_grid(a.loss.index.total, backward_threads,
+                     resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor), &blocks);
     if (error != cudaSuccess) return error;
     return launch(loss_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(backward_threads), 0, stream, a);
   });

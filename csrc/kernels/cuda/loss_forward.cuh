@@ -1,9 +1,9 @@
 // The sums of the consistency loss: one pass over the logits, then one small block that adds up and writes the outputs.
 //
-// A grid of a few blocks a multiprocessor walks over the pixels. A thread adds a few pixels in single precision, its warp
-// adds these, and one lane a sum carries on in double; then warps, then blocks are added, all in a fixed order. No atomics.
-// Up to 8 classes everything is in registers. Beyond, softmax takes a pass over the classes and the sums another (from the
-// cache), and a warp's sums a class lie in its own row of the workspace.
+// A grid of a few blocks a multiprocessor walks over the pixels. A thread adds a few pixels in single precision, its
+// warp adds these, and one lane a sum carries on in double; then warps, then blocks are added, all in a fixed order. No
+// atomics. Up to 8 classes everything is in registers. Beyond, softmax takes a pass over the classes and the sums
+// another (from the cache), and a warp's sums a class lie in its own row of the workspace.
 #pragma once
 
 #include "loss.cuh"
@@ -32,7 +32,8 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
 }
 
 template <typename S>
-__global__ void __launch_bounds__(loss_threads, loss_blocks_a_multiprocessor) loss_registers_kernel(LossForwardArguments args) {
+__global__ void __launch_bounds__(loss_threads, loss_blocks_a_multiprocessor)
+    loss_registers_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int K = S::classes, values = K <= 4 ? 16 : 32, lanes_a_value = 32 / values;
@@ -206,7 +207,9 @@ __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishA
   }
   dice = sum_lanes(dice) / static_cast<double>(a.classes);
   if (lane != 0) return;
-  const auto mean = [&](double loss, double weight) { return weight == 0 ? 0 : loss / (weight + a.denominator_offset); };
+  const auto mean = [&](double loss, double weight) {
+    return weight == 0 ? 0 : loss / (weight + a.denominator_offset);
+  };
   const double masked = mean(a.sums[0], a.sums[1]), visible = mean(a.sums[2], a.sums[3]);
   const double total = a.ce_weight * (a.mask_weight * masked + visible) + a.dice_weight * dice;
   *static_cast<F*>(a.total) = static_cast<F>(total);
@@ -257,12 +260,18 @@ cudaError_t launch_loss_forward(const LossForwardParams& p, double* workspace, c
     }
   });
   if (error != cudaSuccess) return error;
-  const LossFinishArguments a{workspace,           p.sums,
-                              p.total,             p.ce_masked,
-                              p.ce_visible,        p.dice,
-                              p.loss.classes,      blocks,
-                              p.loss.mask_weight,  p.loss.ce_weight,
-                              p.loss.dice_weight,  p.loss.smooth,
+  const LossFinishArguments a{workspace,
+                              p.sums,
+                              p.total,
+                              p.ce_masked,
+                              p.ce_visible,
+                              p.dice,
+                              p.loss.classes,
+                              blocks,
+                              p.loss.mask_weight,
+                              p.loss.ce_weight,
+                              p.loss.dice_weight,
+                              p.loss.smooth,
                               p.loss.denominator_offset};
   return launch(loss_finish_kernel<Compute<T>>, dim3(1), dim3(finish_threads), 0, stream, a);
 }

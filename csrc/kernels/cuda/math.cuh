@@ -3,22 +3,22 @@
 // With m the greatest logit, z = sum over the other classes of e^(x - m) and s = sum of e^(x - m) (x - m):
 //   H = log1p(z) - s / (1 + z)         (both terms >= 0; a sure pixel's tiny entropy keeps its relative accuracy)
 // "The others" are found by folding: of the greatest so far and the next logit the loser is an "other", so that the
-// greatest is left out by position, not subtracted. A NaN survives as winner or loser; +inf, or all at -inf, is caught by
-// m - m; a class at -inf adds exactly 0.
+// greatest is left out by position, not subtracted. A NaN survives as winner or loser; +inf, or all at -inf, is caught
+// by m - m; a class at -inf adds exactly 0.
 #pragma once
 
 #include "load.cuh"
 
 namespace entmask::cuda {
 
-// e^v for v <= 2 with an error of e^v (2.4e-7 + 7.5e-8 |v|): the hardware's 2^x of v / ln 2, rounded once. e^v |v| has a
-// maximum, so that the part that grows with |v| never shows in a sum.
+// e^v for v <= 2 with an error of e^v (2.4e-7 + 7.5e-8 |v|): the hardware's 2^x of v / ln 2, rounded once. e^v |v| has
+// a maximum, so that the part that grows with |v| never shows in a sum.
 __device__ __forceinline__ float exponential(float v) { return power_of_two(v * 1.44269504f); }
 __device__ __forceinline__ double exponential(double v) { return exp(v); }
 
-// log(1 + v) for v >= 0 to 1e-7 of its value: with 2^e the power of two for which m = (1 + v) 2^-e - 1 is in [-1/4, 1/2),
-// e ln 2 + log(1 + m), and m = v 2^-e + (2^-e - 1) is v itself where v is small. log(1 + m) = m + m^2 q(m), q of degree 7 with
-// the least greatest relative error (fitted).
+// log(1 + v) for v >= 0 to 1e-7 of its value: with 2^e the power of two for which m = (1 + v) 2^-e - 1 is in [-1/4,
+// 1/2), e ln 2 + log(1 + m), and m = v 2^-e + (2^-e - 1) is v itself where v is small. log(1 + m) = m + m^2 q(m), q of
+// degree 7 with the least greatest relative error (fitted).
 __device__ __forceinline__ float log_one_plus(float v) {
   constexpr int32_t three_quarters = 0x3f400000, one = 0x3f800000, exponent_bits = -(1 << 23);
   const float sum = v + 1;
@@ -119,9 +119,10 @@ __device__ __forceinline__ Softmax<F> exponentials(F (&x)[CHUNK][PIXELS], F (&d)
   return r;
 }
 
-// The same for any number of classes, one at a time. Sums are kept relative to a reference that follows the greatest logit
-// only when that has gained `slack` on it: each change then shrinks what it rounds by e^-slack, so that errors do not add
-// up over many classes in ascending order, and d < slack, so that little cancels when the sums are moved to m at the end.
+// The same for any number of classes, one at a time. Sums are kept relative to a reference that follows the greatest
+// logit only when that has gained `slack` on it: each change then shrinks what it rounds by e^-slack, so that errors do
+// not add up over many classes in ascending order, and d < slack, so that little cancels when the sums are moved to m
+// at the end.
 template <typename F>
 struct SoftmaxStream {
   static constexpr F slack = 2;
@@ -218,8 +219,9 @@ __device__ __forceinline__ F sum_lanes(F v, int width = 32) {
   return v;
 }
 
-// The warp's sums of N values a lane (N a power of two, at most 32) with about N shuffles instead of 5 N: at each step a
-// lane keeps one half of its values and gives the other half to its partner. Lane l ends with the sum of value l / (32 / N).
+// The warp's sums of N values a lane (N a power of two, at most 32) with about N shuffles instead of 5 N: at each step
+// a lane keeps one half of its values and gives the other half to its partner. Lane l ends with the sum of value l /
+// (32 / N).
 template <int N, typename F>
 __device__ __forceinline__ F sum_lanes_spread(F (&v)[N]) {
   const int lane = threadIdx.x & 31;

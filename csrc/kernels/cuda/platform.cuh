@@ -1,5 +1,6 @@
-// All that differs between a GPU (nvcc) and the CPU harness of tests/simt (a plain C++ compiler with -DENTMASK_SIMT, one
-// fiber per CUDA thread). The kernels include this file in place of the CUDA headers and are otherwise the same source.
+// All that differs between a GPU (nvcc) and the CPU harness of tests/simt (a plain C++ compiler with -DENTMASK_SIMT,
+// one fiber per CUDA thread). The kernels include this file in place of the CUDA headers and are otherwise the same
+// source.
 //
 // The harness's simt.h gives: the keywords (__global__, __device__, __host__, __shared__, __forceinline__,
 // __launch_bounds__), threadIdx, blockIdx, blockDim, gridDim, dim3, __syncthreads, __syncwarp, __shfl_sync,
@@ -23,7 +24,7 @@
 #include <cuda_runtime.h>
 
 // Declares `T* name`: the block's dynamic shared memory, once a kernel.
-#define DYNAMIC_SHARED(T, name)                                      \
+#define DYNAMIC_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char dynamic_shared_raw[]; \
   T* const name = reinterpret_cast<T*>(dynamic_shared_raw)
 

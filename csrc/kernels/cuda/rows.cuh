@@ -1,7 +1,7 @@
 // Moving image rows about patch by patch, for apply and shuffle: which rows there are and in what steps they are moved.
 //
-// Only the size of an element matters, not its dtype. A channels_last row is taken as one channel's row of W * C elements
-// whose patches are pw * C wide, so that both layouts move 16 bytes a thread.
+// Only the size of an element matters, not its dtype. A channels_last row is taken as one channel's row of W * C
+// elements whose patches are pw * C wide, so that both layouts move 16 bytes a thread.
 #pragma once
 
 #include "load.cuh"
@@ -41,7 +41,10 @@ struct Rows {
 
   Rows(const void* from, const void* to, const Strides& in_, const Strides& out_, int64_t batch, int64_t channels_,
        const Grid& grid, int bytes)
-      : in(in_), out(out_), channels(channels_), width(grid.size[2]),
+      : in(in_),
+        out(out_),
+        channels(channels_),
+        width(grid.size[2]),
         patch_width(grid.patch[2] < grid.size[2] ? grid.patch[2] : grid.size[2]) {
     const auto interleaved = [&](const Strides& s) { return s.c == 1 && (s.w == channels || width == 1); };
     if (channels > 1 && interleaved(in) && interleaved(out)) {
@@ -55,8 +58,8 @@ struct Rows {
       return reinterpret_cast<uintptr_t>(p) % 16 == 0 && s.w == 1 &&
              steps_are_multiples(s, batch, channels, grid.size, step, Layout::planes);
     };
-    vector = width % step == 0 && (grid.count[2] == 1 || patch_width % step == 0) && aligned(from, in) &&
-             aligned(to, out);
+    vector =
+        width % step == 0 && (grid.count[2] == 1 || patch_width % step == 0) && aligned(from, in) && aligned(to, out);
   }
 };
 
@@ -67,8 +70,11 @@ struct RowIndex {
   int64_t total;
 
   RowIndex(int64_t batch, const Rows& rows, const Grid& grid, int step_)
-      : columns(rows.width / step_), height(grid.size[1]), depth(grid.size[0]),
-        channels(rows.channels), step(step_),
+      : columns(rows.width / step_),
+        height(grid.size[1]),
+        depth(grid.size[0]),
+        channels(rows.channels),
+        step(step_),
         total(batch * rows.channels * grid.size[0] * grid.size[1] * (rows.width / step_)) {}
 
   struct Position {

@@ -1,8 +1,9 @@
 // Which patches of a row are masked: what all the selection kernels share.
 //
-// Scores become unsigned keys in the same order. The k highest (lowest) less the hint are, in key order with ties in index
-// order, the keys between two bounds, each with a window of ties: a bound is the key at a known rank (radix select finds
-// it), and an element on the bound counts its equals at lower indices ("before") to see whether it is in the window.
+// Scores become unsigned keys in the same order. The k highest (lowest) less the hint are, in key order with ties in
+// index order, the keys between two bounds, each with a window of ties: a bound is the key at a known rank (radix
+// select finds it), and an element on the bound counts its equals at lower indices ("before") to see whether it is in
+// the window.
 #pragma once
 
 #include "launch.h"
@@ -10,9 +11,9 @@
 
 namespace entmask::cuda {
 
-constexpr int64_t rank_limit = 512;     // patches a row up to which every element counts its own rank
-constexpr size_t block_bytes = 40960;   // shared memory for the keys of a row that one block selects from
-constexpr int digit_bins = 256;         // of the radix select in one block
+constexpr int64_t rank_limit = 512;    // patches a row up to which every element counts its own rank
+constexpr size_t block_bytes = 40960;  // shared memory for the keys of a row that one block selects from
+constexpr int digit_bins = 256;        // of the radix select in one block
 
 template <typename F>
 using Key = std::conditional_t<sizeof(F) == 8, uint64_t, uint32_t>;
@@ -36,8 +37,13 @@ struct Rule {
   bool by_ratio, lowest;
 
   explicit Rule(const SelectParams& p)
-      : ratio(p.ratio), min_score(p.min_score), length(p.length), min_patches(p.min_patches), hint(p.hint),
-        by_ratio(p.by_ratio), lowest(p.lowest) {}
+      : ratio(p.ratio),
+        min_score(p.min_score),
+        length(p.length),
+        min_patches(p.min_patches),
+        hint(p.hint),
+        by_ratio(p.by_ratio),
+        lowest(p.lowest) {}
 
   template <typename F>
   __device__ __forceinline__ Key<F> limit() const {
@@ -200,8 +206,8 @@ __device__ __forceinline__ Ranked<K> radix_select(const Keys& keys, int64_t leng
     for (int64_t base = 0; base < length; base += blockDim.x) {
       const int64_t i = base + threadIdx.x;
       const K key = i < length ? keys(i) : 0;
-      const bool takes_part = i < length && (shift + 8 == 8 * static_cast<int>(sizeof(K)) ||
-                                             ((key ^ r.key) >> (shift + 7) >> 1) == 0);
+      const bool takes_part =
+          i < length && (shift + 8 == 8 * static_cast<int>(sizeof(K)) || ((key ^ r.key) >> (shift + 7) >> 1) == 0);
       tally(scratch->histogram, static_cast<unsigned>(key >> shift) & (digit_bins - 1), takes_part);
     }
     __syncthreads();
@@ -217,8 +223,9 @@ struct MarkScratch {
   int64_t low[32], high[32];
 };
 
-// Writes the mask of a row's (or tile's) elements: a warp takes a run of them, counts the ties before its own from those of
-// the warps before, then goes over its run again in order. low_before, high_before: ties ahead of the first element.
+// Writes the mask of a row's (or tile's) elements: a warp takes a run of them, counts the ties before its own from
+// those of the warps before, then goes over its run again in order. low_before, high_before: ties ahead of the first
+// element.
 template <typename K, typename Keys>
 __device__ __forceinline__ void mark(const Keys& keys, int64_t length, const Bounds<K>& bounds, int64_t low_before,
                                      int64_t high_before, bool* patches, MarkScratch* scratch) {

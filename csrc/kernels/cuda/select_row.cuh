@@ -1,7 +1,7 @@
 // Selection in rows that one block holds: one launch.
 //
-// Up to rank_limit patches a row each thread counts the rank of its own element against all others: P^2 comparisons, but
-// no barrier, and many rows share a block. Longer rows that fit shared memory take a radix select, a block each.
+// Up to rank_limit patches a row each thread counts the rank of its own element against all others: P^2 comparisons,
+// but no barrier, and many rows share a block. Longer rows that fit shared memory take a radix select, a block each.
 #pragma once
 
 #include "entropy_pool.cuh"
@@ -51,10 +51,9 @@ __global__ void __launch_bounds__(rank_threads)
 }
 
 template <typename F>
-__global__ void __launch_bounds__(1024)
-    select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                        bool* __restrict__ patches,    // [rows, P]
-                        Rule rule) {
+__global__ void __launch_bounds__(1024) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                                                            bool* __restrict__ patches,    // [rows, P]
+                                                            Rule rule) {
   using K = Key<F>;
   DYNAMIC_SHARED(K, keys);  // [P]
   __shared__ RadixScratch radix;

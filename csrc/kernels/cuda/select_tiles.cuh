@@ -1,9 +1,10 @@
-// Selection in rows too long for one block: four launches over tiles of a row, an 8-bit and two 12-bit digits of the radix
-// select, then the mask.
+// Selection in rows too long for one block: four launches over tiles of a row, an 8-bit and two 12-bit digits of the
+// radix select, then the mask.
 //
-//   1  counts the first digit of each tile (no atomics: nothing has been zeroed yet) and zeroes what the others add into
-//   2  adds these up for itself, counts the second digit of the keys that share the first; the row's last block locates it
-//   3  the same for the third digit; the last block now knows 32-bit keys whole, and finds the rest of 64-bit keys alone
+//   1  counts the first digit of each tile (no atomics: nothing has been zeroed yet) and zeroes what the others add
+//   into 2  adds these up for itself, counts the second digit of the keys that share the first; the row's last block
+//   locates it 3  the same for the third digit; the last block now knows 32-bit keys whole, and finds the rest of
+//   64-bit keys alone
 //      (double is for checking, not for speed). It leaves the bounds and the ties ahead of each tile
 //   4  writes the mask
 // Counts that several blocks add to are integers, so that the order does not show.
@@ -139,10 +140,11 @@ __global__ void __launch_bounds__(tile_threads, 1) select_first_kernel(TileArgum
 
 // Counts the next digit of the tile's keys that share the digits of a bound.
 template <typename F>
-__device__ __forceinline__ void count_digit(const TileArguments<F>& a, const Tile& t, const Key<F> (&prefix)[2], int shift,
-                                            unsigned (*histogram)[next_bins]) {
+__device__ __forceinline__ void count_digit(const TileArguments<F>& a, const Tile& t, const Key<F> (&prefix)[2],
+                                            int shift, unsigned (*histogram)[next_bins]) {
   using K = Key<F>;
-  for (int i = threadIdx.x; i < a.tiling.slots * next_bins; i += tile_threads) histogram[i / next_bins][i % next_bins] = 0;
+  for (int i = threadIdx.x; i < a.tiling.slots * next_bins; i += tile_threads)
+    histogram[i / next_bins][i % next_bins] = 0;
   __syncthreads();
   visit_keys(a, t, [&](K key, bool inside) {
     const unsigned digit = static_cast<unsigned>(key >> shift) & (next_bins - 1);
