@@ -1,4 +1,4 @@
-"""Builds the drivers that run the CUDA kernels' source on the CPU: one executable a mode, rebuilt when a source changes.
+"""Builds the drivers that run the CUDA kernels' source on the CPU: one a mode, rebuilt when a source changes.
 
 ``python -m tests.simt.build [MODE ...]`` builds from the command line; the tests call :func:`driver`.
 """
@@ -56,7 +56,7 @@ ENVIRONMENT = {
 
 
 def cuda_headers() -> Path | None:
-    """The folder of a toolkit's headers, or of PyPI's nvidia-cuda-runtime with nvidia-cuda-crt; None where there is neither."""
+    """The headers of a toolkit, or of PyPI's nvidia-cuda-runtime with nvidia-cuda-crt; None where there is neither."""
     toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     nvcc = shutil.which("nvcc")
     if nvcc:
@@ -107,7 +107,7 @@ def _up_to_date(target: Path, command: Sequence[str]) -> bool:
 
 
 def _make(target: Path, command: Sequence[str], inputs: Iterable[Path] | None) -> None:
-    """Runs the command, which writes `target`, unless its inputs (None: those that the compiler reports) are unchanged."""
+    """Runs the command, which writes `target`, unless its inputs (None: what the compiler reports) are unchanged."""
     if _up_to_date(target, command):
         return
     partial = target.with_suffix(".partial")
@@ -125,7 +125,7 @@ def _make(target: Path, command: Sequence[str], inputs: Iterable[Path] | None) -
 
 @functools.cache
 def driver(mode: str, kernels: tuple[Path, ...] | None = None, name: str = "kernels") -> Path:
-    """Builds the driver of `mode` and returns its path. `kernels`: .cu files with a table of operations; default: the project's."""
+    """Builds a driver and returns its path. `kernels`: .cu files, one with operations; default: the project's."""
     source = source_folder()
     if kernels is None:
         kernels = (*sorted((source / "kernels" / "cuda").glob("*.cu")), HERE / "operations.cpp")

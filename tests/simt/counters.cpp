@@ -1,5 +1,5 @@
-// The counter build. Its kernels are compiled with -fsanitize=thread, which calls a hook at every load and store; the hooks
-// here record the access instead of looking for races.
+// The counter build. Its kernels are compiled with -fsanitize=thread, which calls a hook at every load and store; the
+// hooks here record the access instead of looking for races.
 #include "counters.h"
 
 #include <algorithm>
@@ -74,7 +74,8 @@ size_t distinct(std::vector<T>& values) {
   return values.size();
 }
 
-void count_global(SiteCounts& counts, Traffic& traffic, const Buffer& buffer, const LaneAccess* begin, const LaneAccess* end) {
+void count_global(SiteCounts& counts, Traffic& traffic, const Buffer& buffer, const LaneAccess* begin,
+                  const LaneAccess* end) {
   const auto base = reinterpret_cast<uintptr_t>(buffer.data()) & ~(sector_bytes - 1);
   std::vector<std::pair<uintptr_t, uint32_t>> pieces;
   std::vector<uintptr_t> sectors;
@@ -97,8 +98,8 @@ void count_global(SiteCounts& counts, Traffic& traffic, const Buffer& buffer, co
   if (counts.access != Access::load) mark(traffic.written);
 }
 
-// Lanes are served together as long as they ask for at most 128 bytes: 32, 16 or 8 of them. Those need as many wavefronts as
-// the busiest bank has different words.
+// Lanes are served together as long as they ask for at most 128 bytes: 32, 16 or 8 of them. Those need as many
+// wavefronts as the busiest bank has different words.
 void count_shared(SiteCounts& counts, const LaneAccess* begin, const LaneAccess* end) {
   const uint32_t size = begin->record.size, together = warp_size * bank_bytes / std::max(size, bank_bytes);
   for (uint32_t first = 0; first < warp_size; first += together) {
@@ -182,25 +183,27 @@ void print_counts(FILE* out) {
   fputs("{\"launches\": [", out);
   const char* next_launch = "";
   for (const LaunchCounts& l : launches) {
-    fprintf(out, "%s{\"kernel\": %zu, \"grid\": [%u, %u, %u], \"threads\": [%u, %u, %u], \"dynamic_shared\": %zu", next_launch,
-            reinterpret_cast<size_t>(l.kernel), l.grid.x, l.grid.y, l.grid.z, l.threads.x, l.threads.y, l.threads.z,
-            l.dynamic_shared);
+    fprintf(out, "%s{\"kernel\": %zu, \"grid\": [%u, %u, %u], \"threads\": [%u, %u, %u], \"dynamic_shared\": %zu",
+            next_launch, reinterpret_cast<size_t>(l.kernel), l.grid.x, l.grid.y, l.grid.z, l.threads.x, l.threads.y,
+            l.threads.z, l.dynamic_shared);
     fputs(", \"buffers\": {", out);
     const char* next = "";
     for (const auto& [buffer, traffic] : l.buffers) {
-      fprintf(out, "%s\"%s\": {\"read\": %zu, \"written\": %zu}", next, buffer.c_str(), size_t{touched_bytes(traffic.read)},
-              size_t{touched_bytes(traffic.written)});
+      fprintf(out, "%s\"%s\": {\"read\": %zu, \"written\": %zu}", next, buffer.c_str(),
+              size_t{touched_bytes(traffic.read)}, size_t{touched_bytes(traffic.written)});
       next = ", ";
     }
     fputs("}, \"sites\": [", out);
     next = "";
     for (const auto& [site, c] : l.sites) {
-      fprintf(out,
-              "%s{\"site\": %zu, \"access\": \"%s\", \"shared\": %s, \"buffer\": \"%s\", \"requests\": %zu, \"lanes\": %zu, "
-              "\"bytes\": %zu, \"sectors\": %zu, \"least_sectors\": %zu, \"wavefronts\": %zu, \"least_wavefronts\": %zu}",
-              next, size_t{site}, name(c.access), c.shared ? "true" : "false", c.buffer.c_str(), size_t{c.requests},
-              size_t{c.lanes}, size_t{c.bytes}, size_t{c.sectors}, size_t{c.least_sectors}, size_t{c.wavefronts},
-              size_t{c.least_wavefronts});
+      fprintf(
+          out,
+          "%s{\"site\": %zu, \"access\": \"%s\", \"shared\": %s, \"buffer\": \"%s\", \"requests\": %zu, \"lanes\": "
+          "%zu, "
+          "\"bytes\": %zu, \"sectors\": %zu, \"least_sectors\": %zu, \"wavefronts\": %zu, \"least_wavefronts\": %zu}",
+          next, size_t{site}, name(c.access), c.shared ? "true" : "false", c.buffer.c_str(), size_t{c.requests},
+          size_t{c.lanes}, size_t{c.bytes}, size_t{c.sectors}, size_t{c.least_sectors}, size_t{c.wavefronts},
+          size_t{c.least_wavefronts});
       next = ", ";
     }
     fputs("]}", out);
@@ -213,18 +216,18 @@ void print_counts(FILE* out) {
 
 // ---- What -fsanitize=thread calls
 
-#define SIMT_HOOK(size)                                                                                    \
-  void __tsan_read##size(const void* p) {                                                                  \
-    simt::count_access(simt::Access::load, p, size, __builtin_return_address(0));                          \
-  }                                                                                                        \
-  void __tsan_write##size(const void* p) {                                                                 \
-    simt::count_access(simt::Access::store, p, size, __builtin_return_address(0));                         \
-  }                                                                                                        \
-  void __tsan_unaligned_read##size(const void* p) {                                                        \
-    simt::count_access(simt::Access::load, p, size, __builtin_return_address(0));                          \
-  }                                                                                                        \
-  void __tsan_unaligned_write##size(const void* p) {                                                       \
-    simt::count_access(simt::Access::store, p, size, __builtin_return_address(0));                         \
+#define SIMT_HOOK(size)                                                            \
+  void __tsan_read##size(const void* p) {                                          \
+    simt::count_access(simt::Access::load, p, size, __builtin_return_address(0));  \
+  }                                                                                \
+  void __tsan_write##size(const void* p) {                                         \
+    simt::count_access(simt::Access::store, p, size, __builtin_return_address(0)); \
+  }                                                                                \
+  void __tsan_unaligned_read##size(const void* p) {                                \
+    simt::count_access(simt::Access::load, p, size, __builtin_return_address(0));  \
+  }                                                                                \
+  void __tsan_unaligned_write##size(const void* p) {                               \
+    simt::count_access(simt::Access::store, p, size, __builtin_return_address(0)); \
   }
 
 extern "C" {

@@ -1,7 +1,7 @@
 // What the counter build measures: the memory requests of every warp. In the other builds nothing is counted.
 //
-// Each access arrives with its address, size and call site. The n-th access that the lanes of one warp make at one site is
-// one request, as a warp would make it. A global request costs the 32-byte sectors that it touches; a shared one the
+// Each access arrives with its address, size and call site. The n-th access that the lanes of one warp make at one site
+// is one request, as a warp would make it. A global request costs the 32-byte sectors that it touches; a shared one the
 // wavefronts that its banks need.
 #pragma once
 

@@ -1,4 +1,5 @@
-// Runs one case: reads it from stdin, launches, writes the outputs and the counts to stdout. See driver.py for the format.
+// Runs one case: reads it from stdin, launches, writes the outputs and the counts to stdout. See driver.py for the
+// format.
 //
 // A process of its own, so that a fault ends the case and not the test run, and sanitizers need no preloading.
 #include "driver.h"

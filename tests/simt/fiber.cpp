@@ -28,7 +28,8 @@ constexpr size_t stack_bytes = 64 << 10;
 std::vector<Context> idle;
 
 char* new_stack() {
-  void* map = mmap(nullptr, page + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* map =
+      mmap(nullptr, page + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED || mprotect(map, page, PROT_NONE) != 0) {
     perror("simt: no memory for a fiber's stack");
     exit(2);

@@ -1,7 +1,7 @@
 // Cooperative contexts: what one OS thread needs to hold many CUDA threads.
 //
-// A switch saves the callee-saved registers only (x86-64) or goes through ucontext (elsewhere), and tells ASan and TSan about
-// the new stack. TSan is told that a switch orders nothing: only barriers and fences of the kernel do.
+// A switch saves the callee-saved registers only (x86-64) or goes through ucontext (elsewhere), and tells ASan and TSan
+// about the new stack. TSan is told that a switch orders nothing: only barriers and fences of the kernel do.
 #pragma once
 
 #include <cstddef>

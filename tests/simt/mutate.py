@@ -1,8 +1,8 @@
 """Breaks the kernels one place a time and shows that the tests see it: ``python -m tests.simt.mutate [WORD ...]``.
 
-Each mutant of mutants.py (with words: those whose description has one of them) is written into a copy of csrc, and its tests
-run against that copy: first in the build that should catch it, then in the others. The table goes to stdout. The exit code
-is 0 when every mutant is caught, but for those that say why none can be, and every text still matches.
+Each mutant of mutants.py (with words: those whose description has one of them) is written into a copy of csrc, and its
+tests run against that copy: first in the build that should catch it, then in the others. The table goes to stdout. The
+exit code is 0 when every mutant is caught, but for those that say why none can be, and every text still matches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ BUILDS = ("plain", "asan", "tsan")
 def broken(mutant: Mutant, text: str) -> str:
     """The file's text with the mutant in it. ValueError where it does not occur exactly once."""
     if text.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.file}: {mutant.old!r} occurs {text.count(mutant.old)} times, not once ({mutant.what})")
+        raise ValueError(
+            f"{mutant.file}: {mutant.old!r} occurs {text.count(mutant.old)} times, not once ({mutant.what})"
+        )
     return text.replace(mutant.old, mutant.new)
 
 
@@ -48,7 +50,12 @@ def caught_by(tests: Sequence[str], build: str) -> str | None:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     if "RuntimeError: " in done.stdout and "-fsanitize" in done.stdout and "error:" in done.stdout:
         return "does not compile"
-    for pattern in (r"simt: .*", r"WARNING: ThreadSanitizer: [\w ]+", r"ERROR: AddressSanitizer: [\w-]+", r"runtime error: .*"):
+    for pattern in (
+        r"simt: .*",
+        r"WARNING: ThreadSanitizer: [\w ]+",
+        r"ERROR: AddressSanitizer: [\w-]+",
+        r"runtime error: .*",
+    ):
         found = re.search(pattern, done.stdout)
         if found:
             return found.group().removeprefix("simt: ")[:90]

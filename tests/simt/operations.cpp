@@ -54,8 +54,7 @@ const simt::Operation simt::operations[] = {
     {"apply_mask", sizeof(ApplyParams), no_workspace, run_alone<ApplyParams, cuda::apply_mask>},
     {"loss_forward", sizeof(LossForwardParams), loss_workspace_of,
      run_with_workspace<LossForwardParams, cuda::loss_forward>},
-    {"loss_backward", sizeof(LossBackwardParams), no_workspace,
-     run_alone<LossBackwardParams, cuda::loss_backward>},
+    {"loss_backward", sizeof(LossBackwardParams), no_workspace, run_alone<LossBackwardParams, cuda::loss_backward>},
     {"shuffle_patches", sizeof(ShuffleParams), no_workspace, run_alone<ShuffleParams, cuda::shuffle_patches>},
     {nullptr, 0, nullptr, nullptr},
 };

@@ -26,7 +26,7 @@ def _parse(text: str) -> tuple[dict[str, type[ctypes.Structure]], dict[str, dict
     for name, body in re.findall(r"struct (\w+) \{([^}]*)\};", text):
         fields: list[tuple[str, Any]] = []
         for declaration in filter(None, (d.strip() for d in body.split(";"))):
-            match = re.fullmatch(r"(?:const )?(\w+)(\*?) (.*)", declaration, re.DOTALL)
+            match = re.fullmatch(r"(?:const\s+)?(\w+)(\*?)\s+(.*)", declaration, re.DOTALL)
             assert match, f"params.h: cannot read {declaration!r}"
             kind, star, names = match.groups()
             for field in names.split(","):

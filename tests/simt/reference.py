@@ -1,4 +1,4 @@
-"""What each kernel must answer, in float64 numpy, from the formulas of csrc/kernels/params.h and of the public docstrings."""
+"""What each kernel must answer, in float64 numpy, from the formulas of params.h and of the public docstrings."""
 
 from __future__ import annotations
 
@@ -91,10 +91,9 @@ def select(
         else:
             assert min_score is not None
             bound = row.dtype.type(min_score)
-            if lowest:
-                passing = np.isnan(bound) | (~nan & (row <= bound))
-            else:
-                passing = nan | (~np.isnan(bound) & (row >= bound))
+            below = np.isnan(bound) | (~nan & (row <= bound))
+            above = nan | (~np.isnan(bound) & (row >= bound))
+            passing = below if lowest else above
             k = min(p, max(min_patches, int(passing.sum())))
         selected = set(ranked[:k])
         chosen[list(selected)] = True
@@ -188,7 +187,7 @@ def loss_backward(
     weights: dict[str, float],
 ) -> np.ndarray:
     """The chain rule through sums: d(out)/d(sums), then d(sums)/dx pixel by pixel."""
-    n, k, *size = x.shape
+    _, k, *size = x.shape
     _, sums = loss(x, labels_, patches=patches, patch=patch, class_weight=class_weight, weights=weights)
     g = {name: grads.get(name, 0.0) for name in ("total", "ce_masked", "ce_visible", "dice")}
     g_masked = g["ce_masked"] + g["total"] * weights["ce_weight"] * weights["mask_weight"]
@@ -215,7 +214,9 @@ def loss_backward(
     return np.where(valid[:, None], grad, 0.0)
 
 
-def shuffle_patches(x: np.ndarray, permutation: np.ndarray, patch: Sequence[int], *, inverse: bool = False) -> np.ndarray:
+def shuffle_patches(
+    x: np.ndarray, permutation: np.ndarray, patch: Sequence[int], *, inverse: bool = False
+) -> np.ndarray:
     """out[i] = x[permutation[i]] within each group of images; inverse: out[permutation[i]] = x[i]."""
     where = _patch_slices(x.shape[2:], patch)
     group = permutation.size // len(where)

@@ -1,8 +1,8 @@
-"""Registers, shared memory, spills and occupancy of every kernel on every architecture of the build, and its 16-byte loads.
+"""Registers, shared memory, spills, occupancy and 16-byte loads of every kernel on every architecture of the build.
 
 ``python -m tests.simt.resources --write`` compiles csrc/kernels/cuda as the build does, reads the machine code with
-cuobjdump (from the toolkit, or from Triton's package) and writes docs/gpu-resources.md; without --write it prints the page.
-With file names it reads those instead: objects of the build, or the extension module.
+cuobjdump (from the toolkit, or from Triton's package) and writes docs/gpu-resources.md; without --write it prints the
+page. With file names it reads those instead: objects of the build, or the extension module.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def page(kernels: Sequence[Kernel]) -> str:
         "# Resources of the CUDA kernels",
         "",
         "Made by `python -m tests.simt.resources --write`: what ptxas gave every kernel, read from the machine code.",
-        "A cell: registers a thread / theoretical occupancy. `spill n`: n instructions of local memory in its machine code.",
+        "A cell: registers a thread / theoretical occupancy. `spill n`: n instructions of local memory in the code.",
         "Shared memory is static bytes a block; `select_block_kernel` also takes up to 40 KB of dynamic shared memory.",
         "`16-byte loads` are the global load instructions of 128 bits on the first architecture.",
         "",
@@ -191,13 +191,18 @@ def page(kernels: Sequence[Kernel]) -> str:
         ]
         lines.append(f"| `{name}` | {first.threads} | {first.shared} | {first.loads} | " + " | ".join(cells) + " |")
     spilling = sorted({k.name for k in kernels if k.spills})
-    lines += ["", f"{len(by_name)} kernels, {len(kernels)} with their architectures; {len(spilling)} touch local memory."]
+    lines += [
+        "",
+        f"{len(by_name)} kernels, {len(kernels)} with their architectures; {len(spilling)} touch local memory.",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, help="objects or libraries to read; default: compile the kernels")
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="objects or libraries to read; default: compile the kernels"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
     text = page(read(options.files or compile_kernels()))

@@ -1,5 +1,6 @@
-// The scheduler. Every resident block has an OS thread of its own, because __shared__ variables are thread-local there, and a
-// fiber a CUDA thread. One fiber of one block runs at a time, handed on like a baton, so that a seed gives one schedule.
+// The scheduler. Every resident block has an OS thread of its own, because __shared__ variables are thread-local there,
+// and a fiber a CUDA thread. One fiber of one block runs at a time, handed on like a baton, so that a seed gives one
+// schedule.
 #include "runtime.h"
 
 #include <link.h>
@@ -47,7 +48,7 @@ constexpr size_t resident_blocks = 2;  // its fibers are dear
 #else
 constexpr size_t resident_blocks = 3;
 #endif
-constexpr int poison = 0xFF;      // NaN, -1, an impossible bool
+constexpr int poison = 0xFF;  // NaN, -1, an impossible bool
 
 enum class State : uint8_t { ready, at_barrier, at_warp_operation, exited };
 
@@ -61,8 +62,9 @@ struct Fiber {
   Site site;
   Context context;
 #ifdef SIMT_TSAN
-  char fenced;                  // 1 after a fence; its address is what the fence releases
-  std::vector<char*> observed;  // the fences published by atomics that this thread's atomics followed, since its last fence
+  char fenced;  // 1 after a fence; its address is what the fence releases
+  std::vector<char*>
+      observed;  // the fences published by atomics that this thread's atomics followed, since its last fence
 #endif
 };
 
@@ -245,7 +247,9 @@ bool Resident::start_block() {
   const uint64_t i = launch.blocks[launch.next_block++];
   const dim3& g = launch.grid;
   view = {{static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y), static_cast<unsigned>(i / g.x / g.y)},
-          launch.threads, g, dynamic};
+          launch.threads,
+          g,
+          dynamic};
 #ifdef SIMT_TSAN
   observed.clear();
   published.clear();
@@ -279,8 +283,8 @@ void Resident::run_block() {
 #ifndef SIMT_ASAN
   for (int i = 0; i < shared_guard; ++i)
     if (static_cast<unsigned char>(dynamic[launch.dynamic_shared + i]) != poison) {
-      complain("block (%u,%u,%u) wrote %d bytes beyond its %zu bytes of dynamic shared memory", view.index.x, view.index.y,
-               view.index.z, i + 1, launch.dynamic_shared);
+      complain("block (%u,%u,%u) wrote %d bytes beyond its %zu bytes of dynamic shared memory", view.index.x,
+               view.index.y, view.index.z, i + 1, launch.dynamic_shared);
       break;
     }
 #endif
@@ -314,7 +318,8 @@ void Resident::shuffle(std::vector<unsigned>& order) {
   std::iota(order.begin(), order.end(), 0u);
   if (settings.order == Order::reverse) std::reverse(order.begin(), order.end());
   if (settings.order == Order::random)
-    for (auto i = static_cast<unsigned>(order.size()); i > 1; --i) std::swap(order[i - 1], order[launch.random.below(i)]);
+    for (auto i = static_cast<unsigned>(order.size()); i > 1; --i)
+      std::swap(order[i - 1], order[launch.random.below(i)]);
 }
 
 void Resident::resume(Fiber& fiber) {
@@ -349,8 +354,8 @@ bool Resident::settle_barrier() {
     return true;
   }
   if (!one_site)
-    complain("%s:%d: block (%u,%u,%u): threads wait at different barriers", first->site.file, first->site.line, view.index.x,
-             view.index.y, view.index.z);
+    complain("%s:%d: block (%u,%u,%u): threads wait at different barriers", first->site.file, first->site.line,
+             view.index.x, view.index.y, view.index.z);
   if (exited)
     complain("%s:%d: block (%u,%u,%u): barrier after %u of %zu threads have exited", first->site.file, first->site.line,
              view.index.x, view.index.y, view.index.z, exited, fibers.size());
@@ -384,14 +389,14 @@ bool Resident::settle_warp(unsigned warp) {
     for (unsigned lane = 0; lane < count; ++lane) {
       const Fiber& other = lanes[lane];
       if (!(lead.mask >> lane & 1) || other.state == State::exited) continue;
-      complete &= other.state == State::at_warp_operation && other.operation == lead.operation && other.mask == lead.mask;
+      complete &=
+          other.state == State::at_warp_operation && other.operation == lead.operation && other.mask == lead.mask;
       one_line &= other.site.line == lead.site.line;
       live |= 1u << lane;
     }
     live |= 1u << leader;  // a lane outside its own mask has been reported: go on without it
     if (!complete) continue;
-    if (!one_line)
-      complain("%s:%d: lanes of one warp meet here and at another line", lead.site.file, lead.site.line);
+    if (!one_line) complain("%s:%d: lanes of one warp meet here and at another line", lead.site.file, lead.site.line);
     const WarpOperation operation = lead.operation;
     uint64_t values[warp_size] = {};
     uint32_t ballot = 0;
@@ -431,12 +436,14 @@ void Resident::deadlock() {
   int shown = 0;
   for (const Fiber& fiber : fibers)
     if (fiber.state != State::exited && ++shown <= 8)
-      fprintf(stderr, "  thread %u waits at %s:%d, mask %08x\n", fiber.id.linear, fiber.site.file, fiber.site.line, fiber.mask);
+      fprintf(stderr, "  thread %u waits at %s:%d, mask %08x\n", fiber.id.linear, fiber.site.file, fiber.site.line,
+              fiber.mask);
   fflush(stderr);
   _exit(1);
 }
 
-// TSan: a block's shared memory is new to it, so its threads come after those of the block before on the same OS thread.
+// TSan: a block's shared memory is new to it, so its threads come after those of the block before on the same OS
+// thread.
 void Resident::order_all([[maybe_unused]] bool begin) {
 #ifdef SIMT_TSAN
   if (begin) __tsan_release(&block_sync);
@@ -457,7 +464,8 @@ std::map<const void*, size_t>& allowed_dynamic_shared() {
 bool valid_launch(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const void* stream) {
   const uint64_t thread_count = uint64_t{threads.x} * threads.y * threads.z;
   auto allowed = allowed_dynamic_shared().find(kernel);
-  const size_t shared = allowed == allowed_dynamic_shared().end() ? default_shared : std::max(default_shared, allowed->second);
+  const size_t shared =
+      allowed == allowed_dynamic_shared().end() ? default_shared : std::max(default_shared, allowed->second);
   bool valid = false;
   if (thread_count == 0 || thread_count > max_threads || threads.z > 64)
     complain("launch of %u x %u x %u threads a block", threads.x, threads.y, threads.z);
@@ -521,9 +529,9 @@ uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, 
   return fiber.value;
 }
 
-// Fences for TSan, as in C++: a fence, then an atomic, publish what the thread did before the fence; an atomic on the same
-// variable, then a fence, see it. Both pairs may be split over a block, as CUDA code does: all threads' fences, a barrier, one
-// thread's atomic; and that thread's atomic, a barrier, all threads' fences.
+// Fences for TSan, as in C++: a fence, then an atomic, publish what the thread did before the fence; an atomic on the
+// same variable, then a fence, see it. Both pairs may be split over a block, as CUDA code does: all threads' fences, a
+// barrier, one thread's atomic; and that thread's atomic, a barrier, all threads' fences.
 void fence() {
 #ifdef SIMT_TSAN
   const Unseen unseen;

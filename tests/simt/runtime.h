@@ -47,7 +47,8 @@ extern Settings settings;
 void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
 extern int complaints;
 
-// Waits for every thread of the block at the same site; how many threads had a predicate other than 0, and how many came.
+// Waits for every thread of the block at the same site; how many threads had a predicate other than 0, and how many
+// came.
 struct BarrierResult {
   unsigned yes, all;
 };
@@ -59,8 +60,8 @@ BarrierResult barrier(int predicate, const Site& site);
 enum class WarpOperation : uint8_t { shuffle, vote, match, sync };
 uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, unsigned source, const Site& site);
 
-// __threadfence: the only thing, with barriers, that orders one thread's accesses before another's. To see what another thread
-// has published, a thread fences after the atomic that told it so.
+// __threadfence: the only thing, with barriers, that orders one thread's accesses before another's. To see what another
+// thread has published, a thread fences after the atomic that told it so.
 void fence();
 
 // Called before every atomic: another thread may run first.

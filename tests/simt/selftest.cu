@@ -9,9 +9,9 @@
 namespace {
 
 struct Params {
-  const float* in;       // [n]
-  float* out;            // [n], or [blocks] for the sums
-  unsigned* counter;     // one; starts at -1, as every output of a case
+  const float* in;    // [n]
+  float* out;         // [n], or [blocks] for the sums
+  unsigned* counter;  // one; starts at -1, as every output of a case
   int64_t n;
 };
 
@@ -99,8 +99,10 @@ __global__ void barrier_after_exit(Params p) {
 }
 __global__ void deadlock(Params p) {
   p.out[threadIdx.x] = 0;
-  if (threadIdx.x == 3) __syncthreads();
-  else __syncwarp();
+  if (threadIdx.x == 3)
+    __syncthreads();
+  else
+    __syncwarp();
 }
 __global__ void outside_mask(Params p) { p.out[threadIdx.x] = __shfl_xor_sync(0xffffu, p.in[threadIdx.x], 1); }
 __global__ void dead_lane(Params p) {
@@ -213,7 +215,8 @@ __global__ void bank_conflicts(Params p) {
 
 template <void (*kernel)(Params), int blocks_, int shared_bytes>
 cudaError_t run_kernel(const void* params, void*, cudaStream_t stream) {
-  return simt::launch(kernel, dim3(blocks_), dim3(block_size), shared_bytes, stream, *static_cast<const Params*>(params));
+  return simt::launch(kernel, dim3(blocks_), dim3(block_size), shared_bytes, stream,
+                      *static_cast<const Params*>(params));
 }
 template <unsigned threads, unsigned rows, int shared_bytes>
 cudaError_t bad_launch(const void* params, void*, cudaStream_t stream) {

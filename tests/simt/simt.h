@@ -1,7 +1,7 @@
 // CUDA C++ for a plain C++ compiler: with this header a kernel's source runs on the CPU, one fiber per CUDA thread.
 //
-// It stands in for cuda_runtime.h wherever ENTMASK_SIMT is defined. Types, half and bfloat16 are the toolkit's own headers.
-// docs/simt.md says what is modelled and what is not.
+// It stands in for cuda_runtime.h wherever ENTMASK_SIMT is defined. Types, half and bfloat16 are the toolkit's own
+// headers. docs/simt.md says what is modelled and what is not.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -46,11 +46,11 @@
 #define gridDim (simt::block->grid)
 constexpr int warpSize = 32;
 
-#define SIMT_SITE const simt::Site &site = {__builtin_FILE(), __builtin_LINE(), 0}
+#define SIMT_SITE const simt::Site& site = {__builtin_FILE(), __builtin_LINE(), 0}
 #define SIMT_HERE (simt::Site{__FILE__, __LINE__, __COUNTER__})
 
-// In the counter build an access that is counted here must not be counted by the compiler's instrumentation too, and its
-// call must stay a call: the return address is the call site.
+// In the counter build an access that is counted here must not be counted by the compiler's instrumentation too, and
+// its call must stay a call: the return address is the call site.
 #ifdef SIMT_COUNT
 #define SIMT_ACCESS __attribute__((noinline, no_sanitize("thread")))
 #else
@@ -152,7 +152,9 @@ T shuffle(uint32_t mask, T value, unsigned source, const Site& site) {
 #define __syncthreads_count(predicate) (static_cast<int>(simt::barrier(predicate, SIMT_HERE).yes))
 #define __syncthreads_or(predicate) (static_cast<int>(simt::barrier(predicate, SIMT_HERE).yes != 0))
 #define __syncthreads_and(predicate) (static_cast<int>(simt::barrier(!(predicate), SIMT_HERE).yes == 0))
-inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) { simt::warp_operation(simt::WarpOperation::sync, mask, 0, 0, site); }
+inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) {
+  simt::warp_operation(simt::WarpOperation::sync, mask, 0, 0, site);
+}
 inline void __threadfence() { simt::fence(); }
 inline void __threadfence_block() { simt::fence(); }
 

@@ -36,7 +36,13 @@ GRADS = {"total": 1.0, "ce_masked": -0.5, "dice": 2.0}
 
 
 def case(
-    shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, *, layout: str = "contiguous", label: type = np.int64, seed: int = 0
+    shape: tuple[int, ...],
+    patch: tuple[int, ...],
+    dtype: str,
+    *,
+    layout: str = "contiguous",
+    label: type = np.int64,
+    seed: int = 0,
 ) -> tuple[Tensor, np.ndarray, dict[str, Any]]:
     """Logits, labels, and the options of the loss."""
     x = tensor(data.usable_logits(shape, seed=seed), dtype, layout)
@@ -51,7 +57,9 @@ def case(
 
 def assert_losses(actual: dict[str, float], expected: dict[str, float], dtype: str) -> None:
     for name in LOSSES:
-        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-12 if dtype == "float64" else 2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            actual[name], expected[name], rtol=1e-12 if dtype == "float64" else 2e-6, err_msg=name
+        )
 
 
 def check(x: Tensor, labels: np.ndarray, options: dict[str, Any], mode: str, **run: Any) -> None:
@@ -66,7 +74,9 @@ def check(x: Tensor, labels: np.ndarray, options: dict[str, Any], mode: str, **r
         expected_grad = reference.loss_backward(x.values, labels, grads, **options)
         scale = np.abs(expected_grad).max()
         tolerance = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}[x.dtype]
-        np.testing.assert_allclose(grad, expected_grad, rtol=tolerance, atol=scale * min(tolerance, 2e-6) + 6e-8 * (x.dtype == "float16"))
+        np.testing.assert_allclose(
+            grad, expected_grad, rtol=tolerance, atol=scale * min(tolerance, 2e-6) + 6e-8 * (x.dtype == "float16")
+        )
 
 
 @each_mode
@@ -85,7 +95,9 @@ def test_loss(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, mode: 
 def test_loss_layouts(classes: int, layout: str, dtype: str, mode: str) -> None:
     x, labels, options = case((2, classes, 12, 24), (8, 8), dtype, layout=layout, seed=classes)
     if layout in ("strided", "expanded"):
-        labels = np.broadcast_to(labels[:1], labels.shape) if layout == "expanded" else labels.copy()[..., ::-1][..., ::-1]
+        labels = (
+            np.broadcast_to(labels[:1], labels.shape) if layout == "expanded" else labels.copy()[..., ::-1][..., ::-1]
+        )
     check(x, labels, options, mode)
 
 
@@ -148,7 +160,7 @@ def test_loss_of_an_empty_batch(classes: int) -> None:
 @pytest.mark.parametrize("classes", [4, 12])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_loss_of_bad_logits_is_nan(classes: int, bad: float) -> None:
-    """One pixel whose softmax is not defined: its region's cross entropy and Dice are NaN, the other region's is not."""
+    """One pixel whose softmax is not defined: its region's cross entropy and Dice are NaN, the other's is not."""
     x, labels, options = case((1, classes, 8, 8), (4, 4), "float32")
     labels = np.abs(labels) % classes
     options["class_weight"] = None

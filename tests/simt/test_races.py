@@ -1,6 +1,6 @@
-"""Every kernel under TSan: no two threads touch the same bytes, one of them writing, without a barrier or fence between.
+"""Every kernel under TSan: no two threads touch the same bytes, one of them writing, without barrier or fence.
 
-A race depends on the kernel and the shape, not on values or dtypes, so a case for each kernel and way through it will do.
+A race depends on the kernel and the shape, not on values or dtypes: a case for each kernel and way through it will do.
 Two schedules, as a path may depend on which block comes last.
 """
 

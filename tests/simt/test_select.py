@@ -97,7 +97,9 @@ def test_scores_that_differ_in_their_last_bit(length: int, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("length", [40, 700, pytest.param(11000, marks=LONG)])
-@pytest.mark.parametrize(("value", "dtype"), [(0.3, "float32"), (7.0, "float64"), (-1.0, "float16"), (np.nan, "bfloat16")])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0.3, "float32"), (7.0, "float64"), (-1.0, "float16"), (np.nan, "bfloat16")]
+)
 def test_ratio_on_the_device(length: int, value: float, dtype: str) -> None:
     scores = data.scores(2, length, seed=9)
     given = tensor(np.array([value]), dtype)

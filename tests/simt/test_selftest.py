@@ -1,4 +1,4 @@
-"""The harness itself: what is right passes in every build, and each class of fault is caught by the build that should."""
+"""The harness itself: what is right passes in every build, each class of fault is caught by the build that should."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from . import build, params
-from .driver import FORWARD, SCHEDULES, Counts, Input, KernelFault, Output, Run, run
+from .driver import FORWARD, Counts, Input, KernelFault, Output, Run, run
 
 
 class SelfTestParams(ctypes.Structure):
@@ -41,7 +41,12 @@ def launch(
     return out.array, int(counter.array[0]), counts
 
 
-ALL_MODES = ["plain", "count", pytest.param("asan", marks=pytest.mark.long), pytest.param("tsan", marks=pytest.mark.long)]
+ALL_MODES = [
+    "plain",
+    "count",
+    pytest.param("asan", marks=pytest.mark.long),
+    pytest.param("tsan", marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)

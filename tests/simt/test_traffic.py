@@ -1,7 +1,7 @@
 """What the kernels move, counted: bytes against the least that each op must move, coalescing, bank conflicts, launches.
 
-The batch is 18 x 4 x 256 x 256 with patches of 16 x 16 in the long run, two of its images otherwise: the kernels treat all
-images alike, so that the traffic is the same for each.
+The batch is 18 x 4 x 256 x 256 with patches of 16 x 16 in the long run, two of its images otherwise: the kernels treat
+all images alike, so that the traffic is the same for each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
 def moved(counts: Counts) -> int:
-    """Bytes between the chip and its memory, in 32-byte sectors, if the cache kept everything for one launch and no longer."""
+    """Bytes to and from memory, in 32-byte sectors, if the cache kept everything for one launch and no longer."""
     return sum(b["read"] + b["written"] for launch in counts.launches for b in launch["buffers"].values())
 
 
@@ -51,10 +51,8 @@ def atomics(counts: Counts) -> int:
     return sum(s["lanes"] for launch in counts.launches for s in launch["sites"] if s["access"] == "atomic")
 
 
-def mask_call(
-    images: int, dtype: str, shape: tuple[int, ...] = (256, 256), **options: Any
-) -> tuple[Counts, int]:
-    """patch_mask as the op runs it: pooling and selection, then masking. Its launches, and the least bytes it must move."""
+def mask_call(images: int, dtype: str, shape: tuple[int, ...] = (256, 256), **options: Any) -> tuple[Counts, int]:
+    """patch_mask as the op runs it: pooling with selection, then masking. Its launches, and the least bytes to move."""
     logits = tensor(data.logits((images, 4, *shape), odd=False), dtype)
     image = tensor(data.rng(1).normal(size=(images, 1, *shape)), dtype)
     scores, patches, labels, first = launchers.entropy_pool_select(
