@@ -10,10 +10,14 @@ from benchmarks import environment, overhead, plan, plots, report, run
 from benchmarks.ops import OPS
 from benchmarks.workload import DTYPES, LAYOUTS, Size
 
+_WHAT = "ops beside their peers; scaling: with pixels, 1 MB to 1 GB of logits, and threads; overhead: of a call alone"
+
+_FILTERS = ("op", "sizes", "dtypes", "layouts", "threads")
+
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("ops", "overhead"), default="ops", help="overhead: of a call alone")
+    parser.add_argument("what", nargs="?", choices=("ops", "scaling", "overhead"), default="ops", help=_WHAT)
     parser.add_argument("--quick", action="store_true", help="the main ops on two sizes, warm: about a minute")
     parser.add_argument("--op", nargs="+", choices=sorted(OPS), metavar="OP", help=f"of {', '.join(OPS)}")
     parser.add_argument("--sizes", nargs="+", type=_size, metavar="NxKxHxW", help="of the logits; also NxKxDxHxW")
@@ -24,6 +28,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the results")
     arguments = parser.parse_args(argv)
+    if arguments.what != "ops" and (arguments.quick or any(getattr(arguments, name) for name in _FILTERS)):
+        parser.error(f"{arguments.what} takes no --quick and none of {', '.join('--' + name for name in _FILTERS)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if any(count < 1 for count in arguments.threads or []):
@@ -64,14 +70,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.what == "overhead":
         print(overhead.table(overhead.run(arguments.device, seconds=10.0)))
         return 0
-    if facts["monai"] is None:
+    if arguments.what == "ops" and facts["monai"] is None:
         print("MONAI is not installed: its losses are left out")
-    cells = _cells(arguments)
+    cells = plan.scaling(torch.get_num_threads()) if arguments.what == "scaling" else _cells(arguments)
     if not cells:
         print("--quick, --op and --sizes leave nothing to measure", file=sys.stderr)
         return 2
-    results = run.run(cells, arguments.device, 60 * arguments.minutes, cold=not arguments.quick)
-    print(report.table(results))
+    alone = arguments.what == "scaling"
+    results = run.run(cells, arguments.device, 60 * arguments.minutes, cold=not arguments.quick, alone=alone)
+    print(report.scaling_table(results) if alone else report.table(results))
     for path in [*report.write(results, facts, arguments.out), *plots.draw(results, arguments.out)]:
         print(path)
     return 0

@@ -128,7 +128,7 @@ def _pixels(w: Workload) -> int:
 
 
 def _logits(w: Workload) -> int:
-    return w.size.classes * _pixels(w)
+    return w.logits_bytes
 
 
 def _masking(w: Workload) -> int:

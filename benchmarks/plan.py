@@ -79,6 +79,16 @@ def full(threads: int) -> list[Cell]:
     return list(cells())
 
 
+def scaling(threads: int) -> list[Cell]:
+    """From 1 MB of logits to 1 GB by doubling, on one thread and on all."""
+    return [
+        Cell(op, backward, Size(1 << doubling, 4, (256, 256)), "float32", "contiguous", count)
+        for op, backward in _MAIN[:2]
+        for doubling in range(11)
+        for count in sorted({1, threads})
+    ]
+
+
 def quick(threads: int) -> list[Cell]:
     return [
         Cell(op, backward, size, "float32", "contiguous", threads)

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.plan import HEADLINE
-from benchmarks.report import groups, replace
+from benchmarks.report import PEERS, groups, replace
 from benchmarks.run import Results, Row
 
 _COLOURS = {
@@ -36,7 +36,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     base = [group for group in base if group["entmask"].cell.threads == threads]
     if not base:
         return []
-    paths = [_speedups(base, folder)]
+    paths = [_speedups(base, folder)] if any(name in base[0] for name in PEERS) else []
     by_pass: dict[tuple[str, bool], dict[object, dict[str, Row]]] = {}
     for group in base:
         cell = group["entmask"].cell
@@ -61,13 +61,13 @@ def _speedups(base: list[dict[str, Row]], folder: Path) -> Path:
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.62 * len(chosen)), layout="constrained")
     for row, group in enumerate(chosen.values()):
         ours = group["entmask"].sample.median
-        peers = [name for name in ("eager", "compile", "library", "loop") if name in group]
+        peers = [name for name in PEERS if name in group]
         for place, name in enumerate(peers):
             ratio = group[name].sample.median / ours
             y = row + 0.8 * ((place + 0.5) / len(peers) - 0.5)
             axes.barh(y, ratio, 0.7 / len(peers), color=_COLOURS[name])
             axes.text(ratio * 1.04, y, f"{ratio:.1f}x", va="center", fontsize=8)
-    for name in ("eager", "compile", "library", "loop"):
+    for name in PEERS:
         if any(name in group for group in chosen.values()):
             axes.barh(0, 0, color=_COLOURS[name], label=_NAMES.get(name, "torch's or MONAI's own"))
     axes.axvline(1, color=_COLOURS["entmask"], linewidth=1.5, label="entmask_ext")
@@ -85,7 +85,7 @@ def _cost(title: str, by_size: list[dict[str, Row]], folder: Path) -> Path:
     """Time over the bytes of the logits (without logits: of the image)."""
     by_size = sorted(by_size, key=lambda group: group["entmask"].least_bytes)
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in ("entmask", "eager", "compile", "library", "loop", "clone", "softmax"):
+    for name in ("entmask", *PEERS, "clone", "softmax"):
         points = [(group["entmask"].least_bytes / 1e6, group[name].sample) for group in by_size if name in group]
         if not points:
             continue

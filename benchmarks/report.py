@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from benchmarks.run import Results, Row
@@ -26,6 +27,25 @@ def best_peer(group: dict[str, Row]) -> Row:
     return min((group[name] for name in PEERS if name in group), key=lambda row: row.sample.median)
 
 
+def scaling_table(results: Results) -> str:
+    """What doubling the pixels and doubling the threads costs, beside what they cost logits.clone()."""
+    found = groups(results.rows)
+    by_cell = {(group["entmask"].cell, group["entmask"].state): group for group in found}
+    lines = [["op", "size", "thr", "state", "ms (quartiles)", "ns/pixel", "/clone", "x 1 thread", "clone's"]]
+    for group in found:
+        row = group["entmask"]
+        cell, sample = row.cell, row.sample
+        line = [cell.op + (" f+b" if cell.backward else ""), str(cell.size), str(cell.threads), row.state]
+        line.append(_spread(row))
+        line.append(f"{sample.median * 1e9 / cell.size.pixels:.3f}")
+        line.append(f"{sample.median / group['clone'].sample.median:.2f}")
+        single = by_cell.get((replace_fields(cell, threads=1), row.state))
+        if single is not None and cell.threads > 1:
+            line += [f"{single[name].sample.median / group[name].sample.median:.2f}" for name in ("entmask", "clone")]
+        lines.append(line + [""] * (len(lines[0]) - len(line)))
+    return "\n".join(_aligned(lines, left=4))
+
+
 def table(results: Results) -> str:
     header = ["op", "size", "dtype", "layout", "thr", "state", "entmask (quartiles)", *PEERS, "clone", "softmax"]
     header += ["x best", "x loop", "/clone", "peak MB", "best's"]
@@ -33,24 +53,15 @@ def table(results: Results) -> str:
     for group in groups(results.rows):
         ours, best = group["entmask"], best_peer(group)
         cell, sample = ours.cell, ours.sample
-        spread = f"{_ms(sample.median)} ({_ms(sample.quartile_1)}-{_ms(sample.quartile_3)})"
         line = [cell.op + (" f+b" if cell.backward else ""), str(cell.size), cell.dtype, cell.layout]
-        line += [str(cell.threads), ours.state, spread]
+        line += [str(cell.threads), ours.state, _spread(ours)]
         line += [_ms(group[key].sample.median) if key in group else "" for key in (*PEERS, "clone", "softmax")]
         line.append(f"{best.sample.median / sample.median:.2f}")
         line.append(f"{group['loop'].sample.median / sample.median:.1f}" if "loop" in group else "")
         line.append(f"{sample.median / group['clone'].sample.median:.2f}")
         line += [_megabytes(ours.peak_bytes), _megabytes(best.peak_bytes)]
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i < 6 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    text.insert(1, "-" * len(text[0]))
+    text = _aligned(lines, left=6)
     text.append(
         "Medians in ms. x best: the fastest peer's time over entmask's. /clone: entmask's over logits.clone()'s."
     )
@@ -59,7 +70,7 @@ def table(results: Results) -> str:
         for threads, value in results.bandwidth.items()
     ]
     text += [f"Not run, out of time: {cell}" for cell in results.not_run]
-    return "\n".join(line.rstrip() for line in text)
+    return "\n".join(text)
 
 
 def write(results: Results, environment: dict[str, object], folder: Path) -> list[Path]:
@@ -87,6 +98,21 @@ def replace(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(content)
     beside.replace(path)
+
+
+def _aligned(lines: list[list[str]], left: int) -> list[str]:
+    """Columns, the first ones to the left, with a rule below the header."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        text.append("  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
+    return [text[0], "-" * len(text[0]), *text[1:]]
+
+
+def _spread(row: Row) -> str:
+    sample = row.sample
+    return f"{_ms(sample.median)} ({_ms(sample.quartile_1)}-{_ms(sample.quartile_3)})"
 
 
 def _ms(seconds: float) -> str:

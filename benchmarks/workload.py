@@ -63,6 +63,10 @@ class Workload:
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
+    @property
+    def logits_bytes(self) -> int:
+        return self.size.pixels * self.size.classes * self.itemsize
+
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self.device)
 

@@ -1,6 +1,7 @@
 """The benchmarks: every peer computes what the op computes, and a run writes what it says. No speed is asserted."""
 
 import csv
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_table_csv_json_and_plots(tmp_path: Path) -> None:
     assert record["environment"] == {"cpu": "some"}
     assert record["rows"][0]["pass"] == "forward"
 
+    lines = report.scaling_table(results).splitlines()
+    assert lines[-1].split()[:4] == ["patch_mask", "2x2x128x128", "2", "warm"]
+    assert lines[-1].split()[-2:] == [f"{1e6 / 4096:.3f}", "0.80"]
+
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["speedup.png", "cost_patch_mask.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
@@ -185,6 +190,21 @@ def test_bad_sizes(text: str) -> None:
         Size.parse(text)
     with pytest.raises(SystemExit):
         benchmarks.main(["--sizes", text])
+
+
+def test_scaling_doubles_to_a_gigabyte_on_one_thread_and_all() -> None:
+    cells = plan.scaling(2)
+    assert {cell.threads for cell in cells} == {1, 2}
+    sizes = sorted({cell.size.pixels * cell.size.classes * 4 for cell in cells})
+    assert [large / small for small, large in itertools.pairwise(sizes)] == [2] * 10
+    assert (sizes[0], sizes[-1]) == (1 << 20, 1 << 30)
+
+
+@pytest.mark.parametrize("what", ["scaling", "overhead"])
+def test_filters_are_for_ops(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmarks.main([what, "--op", "entropy_map"])
+    assert f"{what} takes no --quick" in capsys.readouterr().err
 
 
 def test_nothing_left_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
