@@ -59,7 +59,7 @@ def tiny_config(root: Path, output: Path, **changes: object) -> FitConfig:
         panel_every=1000,
         data=DataConfig(root=root, labelled=2, size=(32, 32)),
         model=ModelConfig(channels=(4, 8), dropout=(0.1, 0.2)),
-        mask=MaskConfig(patch_size=8, threshold=(0.5,)),
+        mask=MaskConfig(patch_size=8, ratio=(0.5,), threshold=(0.5,)),
         schedule=ScheduleConfig(iterations=8, labelled_batch=4, unlabelled_batch=4, consistency_from=2, rampup=0.5),
     )
     changed: FitConfig = replace_fields(config, changes)

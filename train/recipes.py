@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "labelled_batch": 4,
         "unlabelled_batch": 4,
         "patch_size": 8,
+        "ratio": (0.2,),
         "lr": 0.05,
         "consistency_from": 0.25,
         "validate_every": 100,
