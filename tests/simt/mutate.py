@@ -79,7 +79,7 @@ def judge(mutant: Mutant) -> tuple[str, str]:
 
 def main(words: Sequence[str]) -> int:
     chosen = [m for m in MUTANTS if not words or any(w in m.what for w in words)]
-    chosen.sort(key=lambda m: (m.build, m.file))  # a file that changes again is compiled once, not twice
+    chosen.sort(key=lambda m: (BUILDS.index(m.build), m.file))  # a file that changes again is compiled once, not twice
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.copytree(ROOT / "csrc" / "kernels", COPY / "kernels")
     for mutant in chosen:
