@@ -29,9 +29,19 @@ train: setup
 test: setup
 	$(bin)/python -m pytest $(ARGS)
 
-# The tests that need a CUDA device.
+# On a machine with a card: what it is, the tests that need it, compute-sanitizer over the kernels, the benchmark. All into a dated folder.
+SHELL := bash
+gpu_results = docs/gpu/$(shell date +%Y-%m-%d)
+sanitized := tests/test_patch_mask.py tests/test_selection.py tests/test_entropy.py tests/test_loss.py tests/test_shuffle.py
 gpu: setup
-	$(bin)/python -m pytest -m gpu $(ARGS)
+	mkdir -p $(gpu_results)
+	$(bin)/python -m entmask_ext > $(gpu_results)/environment.txt
+	nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >> $(gpu_results)/environment.txt
+	set -o pipefail; $(bin)/python -m pytest -m gpu $(ARGS) | tee $(gpu_results)/tests.txt
+	set -o pipefail; for tool in memcheck racecheck initcheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	        $(bin)/python -m pytest -q -m gpu $(sanitized) | tee $(gpu_results)/$$tool.txt || exit 1; done
+	$(bin)/python -m benchmarks --device cuda --out $(gpu_results)/benchmarks
 
 # The long runs of the CUDA kernels' source on the CPU: sanitizers and mutations.
 simt: setup
