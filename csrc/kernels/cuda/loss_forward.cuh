@@ -32,7 +32,7 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
 }
 
 template <typename S>
-__global__ void __launch_bounds__(loss_threads, loss_blocks_a_multiprocessor)
+__global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks_a_multiprocessor)
     loss_registers_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;

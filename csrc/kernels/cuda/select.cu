@@ -43,7 +43,7 @@ template <typename F>
 cudaError_t launch_select(const SelectParams& p, void* workspace, cudaStream_t stream) {
   if (p.length <= rank_limit) return launch_rank<F, false>(p, PoolFinish{}, stream);
   if (!fits_block<F>(p.length)) return launch_tiles<F>(p, workspace, stream);
-  const int64_t threads = p.length <= 1024 ? 256 : p.length <= 4096 ? 512 : 1024;
+  const int64_t threads = p.length <= 1024 ? row_block_threads / 2 : row_block_threads;
   return launch(select_block_kernel<F>, dim3(static_cast<unsigned>(p.rows)), dim3(static_cast<unsigned>(threads)),
                 static_cast<size_t>(p.length) * sizeof(Key<F>), stream, static_cast<const F*>(p.scores), p.patches,
                 Rule(p));

@@ -10,6 +10,7 @@
 namespace entmask::cuda {
 
 constexpr int rank_threads = 256;
+constexpr int64_t row_block_threads = 512;  // at most
 
 // FINISH: the scores are first added up from the parts of split patches, and written.
 template <typename F, bool FINISH>
@@ -51,9 +52,9 @@ __global__ void __launch_bounds__(rank_threads)
 }
 
 template <typename F>
-__global__ void __launch_bounds__(1024) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                                                            bool* __restrict__ patches,    // [rows, P]
-                                                            Rule rule) {
+__global__ void __launch_bounds__(row_block_threads) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                                                                         bool* __restrict__ patches,    // [rows, P]
+                                                                         Rule rule) {
   using K = Key<F>;
   DYNAMIC_SHARED(K, keys);  // [P]
   __shared__ RadixScratch radix;
