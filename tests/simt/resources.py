@@ -119,7 +119,7 @@ def readable(mangled: Sequence[str]) -> dict[str, str]:
         layouts = {"(Layout)0": "planes", "(Layout)1": "pixels", "(Layout)2": "any"}
         for number, layout in layouts.items():
             short = short.replace(number, layout)
-        short = re.sub(r"Shape<([^<>]*)>", r"\1", short)
+        short = re.sub(r"Shape<([^<>]*?) ?>", r"\1", short).replace(" >", ">")
         short = re.sub(r"\((?:int|bool)\)(\d+)", r"\1", short)
         out[name] = short[: short.rindex(">") + 1] if "<" in short.partition("(")[0] else short.partition("(")[0]
         out[name] = re.sub(r">\(.*", ">", out[name])
