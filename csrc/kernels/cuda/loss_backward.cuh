@@ -56,7 +56,8 @@ __device__ __forceinline__ F region_coefficient(const LossBackwardArguments& a, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(backward_threads, 3) loss_backward_kernel(LossBackwardArguments args) {
+__global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes == 0 ? 2 : 3)
+    loss_backward_kernel(LossBackwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int64_t cached = S::classes > 0 ? S::classes : cached_classes;
