@@ -39,8 +39,7 @@ Selection check_selection(const Number& ratio, const Number& min_score, int64_t 
   return s;
 }
 
-Tensor select(const Tensor& scores, const Selection& s) {
-  Tensor patches = at::empty(scores.sizes(), scores.options().dtype(at::kBool));
+SelectParams select_params(const Tensor& scores, const Tensor& patches, const Selection& s) {
   const int64_t batch = scores.size(0);
   SelectParams p{};
   p.scores = scores.const_data_ptr();
@@ -54,9 +53,10 @@ Tensor select(const Tensor& scores, const Selection& s) {
   p.min_score = s.min_score;
   p.min_patches = s.min_patches;
   p.hint = s.hint;
-  if (patches.numel() > 0) run(p, scores.device());
-  return patches;
+  return p;
 }
+
+Tensor empty_patches(const Tensor& scores) { return at::empty(scores.sizes(), scores.options().dtype(at::kBool)); }
 
 void check_mask_dtype(const Tensor& image, optional<at::ScalarType> dtype) {
   TORCH_CHECK_VALUE(!dtype || *dtype == at::kBool || *dtype == image.scalar_type(),
@@ -83,9 +83,8 @@ Tensor apply(const Tensor& image, const Tensor& patches, const Grid& grid, doubl
   return out;
 }
 
-ScoredMaskResult mask_with(const Tensor& image, const Tensor& scores, const Grid& grid, const Selection& selection,
-                           double fill, optional<at::ScalarType> mask_dtype) {
-  const Tensor patches = select(scores, selection);
+ScoredMaskResult mask_with(const Tensor& image, const Tensor& patches, const Grid& grid, double fill,
+                           optional<at::ScalarType> mask_dtype) {
   auto shape = image.sizes().vec();
   shape[1] = 1;
   const Tensor mask = at::empty(shape, image.options().dtype(mask_dtype.value_or(image.scalar_type())));
@@ -124,8 +123,9 @@ PatchMaskResult patch_mask_kernel(const Tensor& image, const Tensor& logits, at:
     p.labels = labels.mutable_data_ptr();
     p.label_dtype = *label_dtype == at::kByte ? LabelDtype::uint8 : LabelDtype::int64;
   }
-  run(p, logits.device());
-  auto [out, mask, patches] = mask_with(image, scores, grid, selection, fill, mask_dtype);
+  const Tensor selected = empty_patches(scores);
+  if (selected.numel() > 0) run(p, select_params(scores, selected, selection), logits.device());
+  auto [out, mask, patches] = mask_with(image, selected, grid, fill, mask_dtype);
   return {out, mask, patches, scores, labels};
 }
 
@@ -145,7 +145,10 @@ ScoredMaskResult patch_mask_from_scores_kernel(const Tensor& image, const Tensor
       check_selection({"ratio", ratio, ratio_tensor}, {"min_score", min_score, min_score_tensor}, min_patches, order,
                       hint, scope, image.device());
   check_mask_dtype(image, mask_dtype);
-  return mask_with(image, scores.to(compute_dtype(scores)).contiguous(), grid, selection, fill, mask_dtype);
+  const Tensor ranked = scores.to(compute_dtype(scores)).contiguous();
+  const Tensor patches = empty_patches(ranked);
+  if (patches.numel() > 0) run(select_params(ranked, patches, selection), image.device());
+  return mask_with(image, patches, grid, fill, mask_dtype);
 }
 
 Tensor apply_mask_kernel(const Tensor& image, const Tensor& patches, at::IntArrayRef patch_size, double fill) {

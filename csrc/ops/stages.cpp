@@ -85,6 +85,7 @@ void run(const EntropyBackwardParams& p, const c10::Device& device) {
 void run(const SelectParams& p, const c10::Device& device) {
 #ifdef ENTMASK_CUDA
   if (device.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(device);
     const at::Tensor workspace = scratch(cuda::select_workspace(p), device);
     on_stream(device, [&](cudaStream_t stream) { return cuda::select(p, workspace.mutable_data_ptr(), stream); });
     return;
@@ -92,6 +93,21 @@ void run(const SelectParams& p, const c10::Device& device) {
 #endif
   const cpu::Kernels& k = cpu::kernels();
   in_parallel(p.rows, 4 * p.rows * p.length, [&](int64_t begin, int64_t end) { k.select(p, begin, end); });
+}
+
+void run(const EntropyPoolParams& pool, const SelectParams& select, const c10::Device& device) {
+#ifdef ENTMASK_CUDA
+  if (device.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(device);
+    const at::Tensor workspace = scratch(cuda::entropy_pool_select_workspace(pool, select), device);
+    on_stream(device, [&](cudaStream_t stream) {
+      return cuda::entropy_pool_select(pool, select, workspace.mutable_data_ptr(), stream);
+    });
+    return;
+  }
+#endif
+  run(pool, device);
+  run(select, device);
 }
 
 void run(const ApplyParams& p, const c10::Device& device) {
@@ -104,6 +120,7 @@ void run(const ApplyParams& p, const c10::Device& device) {
 void run(const LossForwardParams& p, const c10::Device& device) {
 #ifdef ENTMASK_CUDA
   if (device.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(device);
     const at::Tensor workspace = scratch(cuda::loss_forward_workspace(p.loss), device);
     on_stream(device, [&](cudaStream_t stream) { return cuda::loss_forward(p, workspace.mutable_data_ptr(), stream); });
     return;

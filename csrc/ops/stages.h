@@ -12,6 +12,8 @@ void run(const EntropyPoolParams& p, const c10::Device& device);
 void run(const EntropyMapParams& p, const c10::Device& device);
 void run(const EntropyBackwardParams& p, const c10::Device& device);
 void run(const SelectParams& p, const c10::Device& device);
+// Both in one go, select on the scores that pool writes: on CUDA in the fewest launches.
+void run(const EntropyPoolParams& pool, const SelectParams& select, const c10::Device& device);
 void run(const ApplyParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
