@@ -32,7 +32,7 @@ uint64_t bits_of(double value) {
   return bits;
 }
 
-// Runs of patches of one state along the columns [0, n) of a row: f(first, last, masked). unit: elements a pixel.
+// Runs of patches of one state along the columns [0, n) of a row: f(first, last, masked).
 template <class F>
 ENTMASK_INLINE void for_each_run(const bool* patches, int64_t count, int64_t patch, int64_t n, F&& f) {
   for (int64_t j = 0; j < count;) {

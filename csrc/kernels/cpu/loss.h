@@ -27,8 +27,7 @@ struct LossPiece {
   using T = Compute<S>;
   using I = IVecElement<T>;
   S* x;                 // its first pixel of class 0
-  int64_t offset;       // of that pixel, to find it in another tensor
-  int64_t n, z, y, x0;  // n images back: the image's index
+  int64_t n, z, y, x0;  // image, depth, row and first column
   int64_t count;
   const I* labels;  // [count + a vector], -1: ignored
   const I* masked;  // [count + a vector], -1 (all bits) inside a masked patch, else 0
@@ -57,9 +56,8 @@ ENTMASK_INLINE void for_each_piece(const LossParams& p, int64_t begin, int64_t e
           load_labels(static_cast<const uint8_t*>(p.labels) + at, ls.w, count, kWidth<T>, p.classes, labels);
         else
           load_labels(static_cast<const int64_t*>(p.labels) + at, ls.w, count, kWidth<T>, p.classes, labels);
-        const int64_t offset = item.n * st.n + z * st.d + y * st.h + x0 * st.w;
-        S* const x = static_cast<S*>(const_cast<void*>(p.logits)) + offset;
-        f(LossPiece<S>{x, offset, item.n, z, y, x0, count, labels, masked}, index);
+        S* const x = static_cast<S*>(const_cast<void*>(p.logits)) + item.n * st.n + z * st.d + y * st.h + x0 * st.w;
+        f(LossPiece<S>{x, item.n, z, y, x0, count, labels, masked}, index);
       }
     }
   }

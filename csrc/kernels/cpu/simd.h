@@ -311,7 +311,6 @@ ENTMASK_INLINE double sum(Vec<double> v) {
 
 template <class S>
 struct Planar {
-  using Storage = S;
   using T = Compute<S>;
   S* x;
   int64_t k_stride, n;
