@@ -20,6 +20,7 @@ from train.loop import fit
 from train.methods import METHODS
 from train.monitor import Monitor, NotFinite, Watch, read_rows
 from train.network import UNet
+from train.observe import foreground_masked, label_dice, tied_share
 from train.recipes import resolve, settings
 from train.report import read_run
 from train.schedule import Schedule, ramped, sigmoid_ramp
@@ -51,6 +52,7 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [4, 8]
     logged = [row for row in rows if "above_threshold" in row]
     assert [row["step"] for row in logged] == [3, 6, 8] and all("tied" in row for row in logged)
+    assert all({"pseudo_dice", "foreground_masked"} <= row.keys() for row in logged)
 
     for which, of in (("judged", "student"), ("teacher", "teacher")):
         network, saved = checkpoint.load_network(folder / "checkpoints" / "last.pt", which)
@@ -198,7 +200,21 @@ def test_ties_are_named_for_ranking_methods_alone(tmp_path: Path) -> None:
         monitor.close()
         assert len(rows) == expected and all("tie" in row["text"] for row in rows)
     scores = torch.tensor([[1.0, 0.0, 0.0, 2.0], [3.0, 1.0, 2.0, 0.0]])
-    assert trainer.tied_share(scores).item() == 0.25
+    assert tied_share(scores).item() == 0.25
+
+
+def test_what_a_mask_covers_and_how_good_the_pseudo_labels_are() -> None:
+    labels = torch.zeros(2, 6, 7, dtype=torch.uint8)
+    labels[0, 0, :3], labels[1, 5, 6] = 1, 2
+    patches = torch.zeros(2, 2, 2, dtype=torch.bool)  # of 4x4, cut off at the lower and right edge
+    assert foreground_masked(labels, patches, 4).item() == 0.0
+    patches[1, 1, 1] = True
+    assert foreground_masked(labels, patches, 4).item() == 0.25
+    assert foreground_masked(torch.zeros_like(labels), patches, 4).isnan()
+    truth = labels.clone()
+    truth[0, 0, 0] = 0
+    assert label_dice(labels, truth, 4).item() == pytest.approx((2 * 2 / (3 + 2) + 1) / 2)  # class 3: neither has it
+    assert label_dice(torch.zeros_like(labels), torch.zeros_like(labels), 4).isnan()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(

@@ -20,8 +20,10 @@ from train.monitor import Row, read_rows
 
 CURVES = {
     "dice_mean": "validation Dice",
+    "pseudo_dice": "Dice of the pseudo-labels",
     "masked": "share of patches masked",
-    "above_threshold": "share of pixels above the threshold",
+    "foreground_masked": "share of the teacher's\nforeground masked",
+    "above_threshold": "share of pixels\nabove the threshold",
     "threshold": "threshold",
 }
 SAME = ("seed", "output", "device")  # what runs of one group may differ in

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import entmask_ext
 from train import losses
 from train.batches import Batch, Batches
 from train.checkpoint import build_network
 from train.clock import Clock
 from train.config import FitConfig
 from train.methods import METHODS, Method, View
+from train.observe import observe
 from train.recipes import settings
 from train.schedule import Schedule
 from train.world import World
@@ -52,14 +52,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers
             else:
                 mine.copy_(its)
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)
-
-
-def tied_share(scores: Tensor) -> Tensor:
-    """Share of patches (N, *grid) whose score another patch of the image has too."""
-    ordered = scores.flatten(1).sort(1).values
-    same = ordered[:, 1:] == ordered[:, :-1]
-    edge = same.new_zeros(len(same), 1)
-    return (torch.cat([edge, same], 1) | torch.cat([same, edge], 1)).float().mean()
 
 
 class Trainer:
@@ -102,7 +94,7 @@ class Trainer:
         return torch.autocast(self.device.type, self.autocast_dtype)
 
     def step(self, step: int, log: bool = False) -> Step:
-        """Step number `step`, from 0; log: also what costs a little to know (share above the threshold, ties)."""
+        """Step number `step`, from 0; log: also what costs a little to know (train/observe.py)."""
         schedule, clock = self.schedule, self.clock
         clock.start()
         seed_step(self.settings.seed, step, self.world.rank)
@@ -148,8 +140,8 @@ class Trainer:
         update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.settings.ema_buffers)
         clock.mark("optimizer")
         with torch.no_grad():
-            if view is not None and teacher_logits is not None:
-                device |= self.watch(view, teacher_logits, host["threshold"], log)
+            if view is not None and unlabelled is not None and teacher_logits is not None:
+                device |= observe(view, teacher_logits, unlabelled.labels, host["threshold"], log)
         return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
 
     def backward(self, loss: Tensor, lr: float) -> None:
@@ -163,22 +155,6 @@ class Trainer:
         self.scaler.update()
         own = (self.student,) if self.settings.ema_buffers else (self.student, self.teacher)
         self.world.average_(b for network in own for b in network.buffers() if b.is_floating_point())
-
-    def watch(self, view: View, teacher_logits: Tensor, threshold: float, log: bool) -> dict[str, Tensor]:
-        seen = {}
-        if view.patches is not None:
-            masked = view.patches.flatten(1).float().mean(1)
-            seen = {
-                "masked": masked.mean(),
-                "masked_least": masked.min(),
-                "masked_most": masked.max(),
-                "images_unmasked": (masked == 0).sum().float(),
-            }
-        if log:
-            seen["above_threshold"] = (entmask_ext.entropy_map(teacher_logits) >= threshold).float().mean()
-            if view.scores is not None:
-                seen["tied"] = tied_share(view.scores)
-        return seen
 
     def state_dict(self) -> dict[str, Any]:
         return {
