@@ -39,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "labelled_batch": 6,
         "unlabelled_batch": 6,
         "patch_size": 8,
+        "lr": 0.05,
         "consistency_from": 300,
         "validate_every": 100,
         "panel_every": 500,
