@@ -50,10 +50,10 @@ ACDC = Split(
 class Config:
     """Turn ACDC as its owners publish it into the h5 layout; the same command goes on with a broken conversion."""
 
+    #: Folder with patient001 to patient100, or one above it (training/ or database/training/).
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Folder with patient001 to patient100, or one above it (training/ or database/training/)."""
+    #: Folder to write.
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
-    """Folder to write."""
 
 
 class Frame(NamedTuple):

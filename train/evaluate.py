@@ -31,20 +31,20 @@ class Config:
     Prints a table per class and writes one row a volume to RUN/evaluation/SPLIT_CHECKPOINT.csv.
     """
 
+    #: Run folder, as `python -m train fit` wrote it.
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, as `python -m train fit` wrote it."""
+    #: Which list of volumes: train.list, val.list or test.list.
     split: Literal["train", "val", "test"] = "val"
-    """Which list of volumes: train.list, val.list or test.list."""
+    #: best: of the highest validation Dice; last: of the end of the run.
     checkpoint: Literal["best", "last", "both"] = "both"
-    """best: of the highest validation Dice; last: of the end of the run."""
+    #: Folder in the ACDC h5 layout. None: the one that the run was trained on.
     root: Path | None = None
-    """Folder in the ACDC h5 layout. None: the one that the run was trained on."""
+    #: Which of the two networks; judged: the one that validation judged during training.
     network: Literal["judged", "student", "teacher"] = "judged"
-    """Which of the two networks; judged: the one that validation judged during training."""
+    #: Unit of the distances and of the NSD's tolerance of 1. mm: by each volume's own spacing.
     unit: Literal["voxel", "mm"] = "voxel"
-    """Unit of the distances and of the NSD's tolerance of 1. mm: by each volume's own spacing."""
+    #: auto: cuda if there is one, else cpu; or any torch device.
     device: str = "auto"
-    """auto: cuda if there is one, else cpu; or any torch device."""
 
 
 def main(config: Config) -> None:

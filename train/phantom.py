@@ -32,16 +32,16 @@ MARKER = "phantom.json"  # written last: a folder that has it is whole
 class Config:
     """Write the embedded phantom data set in the ACDC h5 layout."""
 
+    #: Folder to write; a folder that already holds this phantom is left as it is.
     root: Path = ROOT
-    """Folder to write; a folder that already holds this phantom is left as it is."""
+    #: Training patients.
     patients: int = 16
-    """Training patients."""
+    #: Validation patients.
     val_patients: int = 4
-    """Validation patients."""
+    #: Test patients.
     test_patients: int = 4
-    """Test patients."""
+    #: Seed of anatomy, contrast and noise.
     seed: int = 0
-    """Seed of anatomy, contrast and noise."""
 
 
 def main(config: Config) -> None:

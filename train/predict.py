@@ -29,18 +29,18 @@ class Config:
     The volume is scaled to [0, 1] by its own minimum and maximum, as the training data are.
     """
 
+    #: Checkpoint of `python -m train fit`: RUN/checkpoints/best.pt.
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Checkpoint of `python -m train fit`: RUN/checkpoints/best.pt."""
+    #: Volume (X, Y, Z), .nii.gz or .nii; the slices are its planes of constant Z.
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Volume (X, Y, Z), .nii.gz or .nii; the slices are its planes of constant Z."""
+    #: Where the labels go, on the image's grid and affine. None: beside the image, as <image>_labels.nii.gz.
     output: Path | None = None
-    """Where the labels go, on the image's grid and affine. None: beside the image, as <image>_labels.nii.gz."""
+    #: Picture (.png) of every slice with its labels.
     overlay: Path | None = None
-    """Picture (.png) of every slice with its labels."""
+    #: Which of the two networks; judged: the one that validation judged during training.
     network: Literal["judged", "student", "teacher"] = "judged"
-    """Which of the two networks; judged: the one that validation judged during training."""
+    #: auto: cuda if there is one, else cpu; or any torch device.
     device: str = "auto"
-    """auto: cuda if there is one, else cpu; or any torch device."""
 
 
 def main(config: Config) -> None:

@@ -33,10 +33,10 @@ SAME = ("seed", "output", "device")  # what runs of one group may differ in
 class Config:
     """Compare runs: a table with mean and spread over seeds, and a figure."""
 
+    #: Run folders; those that differ only in their seed make one line.
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
-    """Run folders; those that differ only in their seed make one line."""
+    #: The figure; the table goes beside it as .csv.
     output: Path = Path("report.png")
-    """The figure; the table goes beside it as .csv."""
 
 
 @dataclass(frozen=True)
