@@ -15,14 +15,14 @@ from train_tiny import command, tiny_config, write_h5, write_tiny
 from train import checkpoint, trainer
 from train.__main__ import main
 from train.batches import LABELLED, UNLABELLED, Batches, Slices, random_transforms
-from train.config import FitConfig, flatten, from_dict, to_json
+from train.config import FitConfig, flatten, from_dict, replace_fields, to_json
 from train.loop import fit
 from train.methods import METHODS
 from train.monitor import Monitor, NotFinite, Watch, read_rows
 from train.network import UNet
 from train.observe import foreground_masked, label_dice, tied_share
 from train.recipes import resolve, settings
-from train.report import read_run
+from train.report import Run, group, read_run
 from train.schedule import Schedule, ramped, sigmoid_ramp
 from train.world import World
 
@@ -64,6 +64,25 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["report", str(folder), "--output", str(tmp_path / "report.png")]) == 0
     assert "entropy-topr" in capsys.readouterr().out
     assert (tmp_path / "report.png").stat().st_size > 10_000 and (tmp_path / "report.csv").is_file()
+
+
+def test_report_names_groups_by_what_tells_them_apart() -> None:
+    def run(**changes: object) -> Run:
+        config = replace_fields(FitConfig(recipe="reduced", autocast="bf16"), changes)
+        return Run(resolve(config), [{"kind": "train", "step": s, "masked": s / 100} for s in (1, 99, 100, 101)])
+
+    runs = [
+        run(method="mcl"), run(), run(seed=1, output=Path("a")), run(scope="batch"), run(ratio=(0.1, 0.5), hint=0.1),
+    ]  # fmt: skip
+    names = {name: len(members) for name, members in group(runs).items()}
+    hinted = "entropy-topr ratio=0.1,0.5 hint=0.1"
+    assert names == {"mcl": 1, "entropy-topr": 2, "entropy-topr scope=batch": 1, hinted: 1}
+    assert set(group([run(), run(recipe="iterations")])) == {
+        "entropy-topr recipe=reduced",
+        "entropy-topr recipe=iterations",
+    }
+    steps, values = runs[0].binned("masked")
+    assert steps == [100, 200] and values == pytest.approx([2 / 3, 1.01])
 
 
 def test_supervised_all_uses_every_label(root: Path, tmp_path: Path) -> None:

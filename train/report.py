@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 from train.checkpoint import write_atomically
 from train.config import FitConfig, flatten, from_dict
 from train.monitor import Row, read_rows
+from train.recipes import resolve
 
+BIN = 100  # steps whose mean is a point of what is measured on single batches
 CURVES = {
     "dice_mean": "validation Dice",
     "pseudo_dice": "Dice of the pseudo-labels",
     "masked": "share of patches masked",
-    "foreground_masked": "share of the teacher's\nforeground masked",
-    "above_threshold": "share of pixels\nabove the threshold",
+    "foreground_masked": "share of the teacher's foreground that is masked",
+    "above_threshold": "share of pixels above the threshold",
     "threshold": "threshold",
 }
 SAME = ("seed", "output", "device")  # what runs of one group may differ in
@@ -51,6 +53,13 @@ class Run:
         seen = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
         return [step for step, _ in seen], [value for _, value in seen]
 
+    def binned(self, name: str) -> tuple[list[int], list[float]]:
+        """Means over each BIN steps, at the last of these."""
+        bins: dict[int, list[float]] = defaultdict(list)
+        for step, value in zip(*self.curve(name), strict=True):
+            bins[-(-step // BIN) * BIN].append(value)
+        return list(bins), [statistics.fmean(values) for values in bins.values()]
+
     def summary(self) -> dict[str, float]:
         validations = self.kind("validation")
         best = max(validations, key=lambda row: float(row["dice_mean"]))
@@ -62,6 +71,9 @@ class Run:
             images = flatten(self.config)["unlabelled_batch"] * len(masked)
             unmasked = self.curve("images_unmasked")[1]
             numbers |= {"masked": statistics.fmean(masked), "images unmasked": sum(unmasked) / images}
+            foreground = self.curve("foreground_masked")[1]
+            if foreground:
+                numbers["foreground masked"] = statistics.fmean(foreground)
         return numbers
 
 
@@ -77,7 +89,10 @@ def read_run(folder: Path) -> Run:
 
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seed alone, under a name made of the method and of what else tells groups apart."""
+    """Runs that differ in their seed alone, under the method's name and what tells the group from the others.
+
+    Of what differs between groups a name lists only the settings that are not the method's and recipe's own.
+    """
     groups: dict[str, list[Run]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -87,10 +102,14 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
         groups[key].append(run)
     named: dict[str, list[Run]] = {}
     for key, members in groups.items():
-        rivals = [other for other in settings.values() if other["method"] == settings[key]["method"]]
-        telling = [name for name in settings[key] if any(other[name] != settings[key][name] for other in rivals)]
-        name = " ".join([settings[key]["method"], *(f"{name}={short(settings[key][name])}" for name in telling)])
-        named[name] = members
+        flat = settings[key]
+        usual = flatten(resolve(FitConfig(method=flat["method"], recipe=flat["recipe"]))) | {"recipe": None}
+        telling = [
+            name
+            for name, value in flat.items()
+            if name != "method" and value != usual[name] and any(other[name] != value for other in settings.values())
+        ]
+        named[" ".join([flat["method"], *(f"{name}={short(flat[name])}" for name in telling)])] = members
     return named
 
 
@@ -129,18 +148,22 @@ def table(groups: dict[str, list[Run]]) -> tuple[str, str]:
 
 
 def figure(groups: dict[str, list[Run]]) -> bytes:
-    """Dice, coverage and threshold over the steps; a colour a group, a thin line a seed."""
-    picture = Figure(figsize=(9, 2.6 * len(CURVES)), layout="constrained")
+    """Dice, pseudo-labels, coverage and threshold over the steps; a colour a group, a line a seed."""
+    picture = Figure(figsize=(11, 2.7 * ((len(CURVES) + 1) // 2) + 0.25 * len(groups)), layout="constrained")
     FigureCanvasAgg(picture)
-    axes = picture.subplots(len(CURVES), 1, sharex=True)
-    for axis, (curve, title) in zip(axes, CURVES.items(), strict=True):
+    axes = picture.subplots((len(CURVES) + 1) // 2, 2, sharex=True)
+    for axis, (curve, title) in zip(axes.flat, CURVES.items(), strict=True):
         for i, (name, runs) in enumerate(groups.items()):
+            style = {"color": f"C{i % 10}", "ls": ("-", "--", ":")[i // 10 % 3], "lw": 1.2, "alpha": 0.85}
             for j, run in enumerate(runs):
-                axis.plot(*run.curve(curve), color=f"C{i}", lw=1.2, alpha=0.85, label=name if j == 0 else None)
-        axis.set_ylabel(title, fontsize=9)
+                points = run.curve(curve) if curve == "dice_mean" else run.binned(curve)
+                axis.plot(*points, **style, label=name if j == 0 else None)
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    axes[-1].set_xlabel("step")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    picture.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
