@@ -53,7 +53,7 @@ def check_writable(folder: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise PermissionError(f"output {folder} cannot be written: {error}") from None
+        raise PermissionError(f"output {folder} cannot be written: {error.strerror}") from None
 
 
 def lock(folder: Path) -> TextIO:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 
 import torch
 
+PARTS = ("data", "teacher", "mask", "student", "loss", "backward", "optimizer")  # of a step, in its order
+
 
 class Clock:
-    """Call start() at the beginning of a step and mark(name) at the end of each part of it; totals are in seconds."""
+    """Call start() at the beginning of a step and mark(part) at the end of each part of it; totals are in seconds."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.totals: dict[str, float] = defaultdict(float)
+        self.totals = dict.fromkeys(PARTS, 0.0)
         self.steps = 0
         self.pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -49,7 +50,8 @@ class Clock:
         self.collect()
         total = sum(self.totals.values())
         lines = ["time a step:"]
-        for name, seconds in {**self.totals, "all": total}.items():
+        spent = {name: seconds for name, seconds in self.totals.items() if seconds > 0}
+        for name, seconds in {**spent, "all": total}.items():
             each = 1000 * seconds / max(self.steps, 1)
             lines.append(f"  {name:<10}{each:9.2f} ms  {seconds / max(total, 1e-12):6.1%}")
         return "\n".join(lines)

@@ -228,7 +228,8 @@ class Fit:
         table = dice_table({"best": rows[self.best["step"]], "last": rows[self.iterations]})
         checkpoint.write_atomically(self.folder / "validation.txt", table.encode())
         latest = self.folder / "panels" / f"step_{self.iterations:06d}.png"
-        print(f"\nvalidation Dice of the {self.config.teacher.judge} on {len(self.volumes)} volumes\n{table}")
+        count = f"{len(self.volumes)} volume{'s' if len(self.volumes) > 1 else ''}"
+        print(f"\nvalidation Dice of the {self.config.teacher.judge} on {count}\n{table}")
         if self.trainer.clock.steps:
             print(self.trainer.clock.table())
         print(f"picture: {latest}\nrun:     {self.folder}")
