@@ -30,67 +30,61 @@ ENTMASK_INLINE Vec<T> entropy_of(const Softmax<T>& p, T scale, T ceiling) {
   return min(splat<T>(ceiling), h * scale);  // min(c, NaN) is NaN
 }
 
-// Reads G <= 8 classes into registers and folds each into a (larger, smaller) pair: the G - 1 smaller ones are exactly
-// the classes other than one maximum. Where one of the two is NaN, max keeps the second operand and min its
-// counterpart, so that a NaN is never lost.
-template <bool labels, int G, class A>
-ENTMASK_INLINE Softmax<typename A::T> softmax_group(const A& x, int64_t k, int64_t i, bool bounded) {
+enum class Part { all, first, more };  // of the classes
+
+// Adds G classes from k on to p, which is empty but for Part::more. Each class is folded with the maximum so far into a
+// (larger, smaller) pair, so that the smaller ones of all pairs are exactly the classes other than one maximum. Where
+// one of the two is NaN, max keeps the second operand and min its counterpart, so that a NaN is never lost.
+template <bool labels, int G, Part part, class A>
+ENTMASK_INLINE void add_classes(const A& x, int64_t k, int64_t i, Softmax<typename A::T>& p) {
   using T = typename A::T;
-  Vec<T> top = x.load_class(k, i), rest[G];
-  IVec<T> label = IVec<T>{};
-  if (labels) label += IVecElement<T>(k);
+  constexpr bool first = part != Part::more;
+  Vec<T> top = first ? x.load_class(k, i) : p.max, rest[G];
+  if (first && labels) p.label = IVec<T>{} + IVecElement<T>(k);
 #pragma GCC unroll 8
-  for (int g = 1; g < G; ++g) {
+  for (int g = first; g < G; ++g) {
     const Vec<T> v = x.load_class(k + g, i);
-    if constexpr (labels) label = v > top ? IVec<T>{} + IVecElement<T>(k + g) : label;
+    if constexpr (labels) p.label = v > top ? IVec<T>{} + IVecElement<T>(k + g) : p.label;
     rest[g] = min(top, v);
     top = max(v, top);
   }
-  // A group that is only a part may be all -inf while another class is finite: then -inf - -inf must not make a NaN.
-  const Vec<T> base = bounded ? max(splat<T>(kLeast<T>), top) : top;
-  Softmax<T> p{top, Vec<T>{}, Vec<T>{}, label};
+  // A part may be all -inf while another class is finite: then -inf - -inf must not make a NaN.
+  const Vec<T> base = part == Part::all ? top : max(splat<T>(kLeast<T>), top);
+  Vec<T> z = Vec<T>{}, sum = Vec<T>{};
 #pragma GCC unroll 8
-  for (int g = 1; g < G; ++g) {
-    const Vec<T> d = clamp_exponent<T>(rest[g] - base), e = exp_nonpositive<T>(d);
-    p.z += e;
-    p.s += e * d;
+  for (int g = first; g < G; ++g) add_exp<T>(rest[g] - base, z, sum);
+  if constexpr (first) {
+    p.z = z;
+    p.s = sum;
+  } else {
+    // The sums so far were relative to the old maximum: f = exp(old - new), z <- f z, s <- f (s + z (old - new)).
+    Vec<T> f = Vec<T>{}, moment = Vec<T>{};
+    add_exp<T>(p.max - base, f, moment);
+    p.s = p.s * f + (p.z * moment + sum);
+    p.z = p.z * f + z;
   }
-  return p;
-}
-
-// The union of two disjoint sets of classes, a before b. The smaller maximum becomes one of the others:
-//   f = exp(m_lo - m_hi): z = z_hi + f (z_lo + 1), s = s_hi + f (s_lo + (z_lo + 1) (m_lo - m_hi))
-template <bool labels, class T>
-ENTMASK_INLINE Softmax<T> merge(const Softmax<T>& a, const Softmax<T>& b) {
-  const Vec<T> top = max(b.max, a.max), low = min(a.max, b.max);
-  const Vec<T> base = max(splat<T>(kLeast<T>), top);
-  const Vec<T> d = clamp_exponent<T>(low - base), f = exp_nonpositive<T>(d);
-  const auto b_wins = b.max > a.max;
-  const Vec<T> z_low = b_wins ? a.z : b.z, s_low = b_wins ? a.s : b.s;
-  Softmax<T> p;
   p.max = top;
-  p.z = (b_wins ? b.z : a.z) + f * (z_low + T(1));
-  p.s = (b_wins ? b.s : a.s) + f * (s_low + (z_low + T(1)) * d);
-  if constexpr (labels) p.label = b_wins ? b.label : a.label;
-  return p;
 }
 
-// All classes of kWidth pixels: a known number K <= 8 in registers at once, else in groups of 8, 4 and 1.
+// All classes of kWidth pixels: a known number K <= 8 in registers at once, else in groups of 8, 4, 2 and 1.
 template <bool labels, int K, class A>
 ENTMASK_INLINE Softmax<typename A::T> softmax(const A& x, int64_t classes, int64_t i) {
+  using T = typename A::T;
+  Softmax<T> p{};
   if constexpr (K > 0) {
-    return softmax_group<labels, K>(x, 0, i, false);
+    add_classes<labels, K, Part::all>(x, 0, i, p);
   } else {
-    Softmax<typename A::T> p = softmax_group<labels, 1>(x, 0, i, true);
-    int64_t k = 1;
-    for (; k + 8 <= classes; k += 8) p = merge<labels>(p, softmax_group<labels, 8>(x, k, i, true));
-    if (k + 4 <= classes) {
-      p = merge<labels>(p, softmax_group<labels, 4>(x, k, i, true));
-      k += 4;
-    }
-    for (; k < classes; ++k) p = merge<labels>(p, softmax_group<labels, 1>(x, k, i, true));
-    return p;
+    int64_t k = classes >= 8 ? 8 : 2;
+    if (k == 8)
+      add_classes<labels, 8, Part::first>(x, 0, i, p);
+    else
+      add_classes<labels, 2, Part::first>(x, 0, i, p);
+    for (; k + 8 <= classes; k += 8) add_classes<labels, 8, Part::more>(x, k, i, p);
+    for (; k + 4 <= classes; k += 4) add_classes<labels, 4, Part::more>(x, k, i, p);
+    for (; k + 2 <= classes; k += 2) add_classes<labels, 2, Part::more>(x, k, i, p);
+    if (k < classes) add_classes<labels, 1, Part::more>(x, k, i, p);
   }
+  return p;
 }
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -15,37 +15,29 @@ namespace {
 
 // grad[i] = the gradient that came for pixel i, in nats.
 template <class S, int K>
-void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t classes, const Compute<S>* grad) {
+void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t n_classes, const Compute<S>* grad) {
   using T = Compute<S>;
+  const int64_t classes = K ? K : n_classes;
+  Vec<T> d[K ? K : kMaxClasses], e[K ? K : kMaxClasses];
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
-    const Vec<T> g = load(grad + at);
-    if constexpr (K > 0) {
-      Vec<T> d[K], e[K];
+    const Vec<T> top = load_classes<K>(x, classes, at, d);
+    Vec<T> u = Vec<T>{}, s = Vec<T>{};
+    for_each_group<K>(classes, [&](int64_t first, int64_t last) {
+      Vec<T> part = Vec<T>{}, moment = Vec<T>{};
 #pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) d[k] = x.load_class(k, at);
-      Vec<T> top = d[0];
-#pragma GCC unroll 8
-      for (int k = 1; k < K; ++k) top = max(d[k], top);
-      Vec<T> u = Vec<T>{}, s = Vec<T>{};
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) {
+      for (int64_t k = first; k < last; ++k) {
         d[k] = clamp_exponent<T>(d[k] - top);
         e[k] = exp_nonpositive<T>(d[k]);
-        u += e[k];
-        s += e[k] * d[k];
+        part += e[k];
+        moment += e[k] * d[k];
       }
-      const Vec<T> inverse = T(1) / u, mean = s * inverse, scale = (g + (top - top)) * inverse;
+      u += part;
+      s += moment;
+    });
+    const Vec<T> inverse = T(1) / u, mean = s * inverse, scale = (load(grad + at) + top * T(0)) * inverse;
 #pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) out.store_class(k, at, scale * e[k] * (mean - d[k]));
-    } else {
-      const Softmax<T> p = softmax<false, 0>(x, classes, at);
-      const Vec<T> inverse = T(1) / (p.z + T(1)), mean = p.s * inverse, scale = (g + (p.max - p.max)) * inverse;
-      for (int64_t k = 0; k < classes; ++k) {
-        const Vec<T> d = clamp_exponent<T>(x.load_class(k, at) - p.max);
-        out.store_class(k, at, scale * exp_nonpositive<T>(d) * (mean - d));
-      }
-    }
+    for (int64_t k = 0; k < classes; ++k) out.store_class(k, at, scale * e[k] * (mean - d[k]));
   }
 }
 

@@ -1,9 +1,8 @@
 // Entropy of each pixel, pooled over patches or not, with the pseudo-labels in the same pass.
 //
-// A strip is one row of patches of one image. Its rows of pixels are read one at a time: the entropies of a row go to a
-// line buffer in L1, lines are added up in the compute dtype for at most kFlushRows rows and then patch by patch in
-// double, so that the mean over a patch of a million pixels stays accurate. A strip of large patches is split into
-// several items.
+// A strip is one row of patches of one image. Its rows of pixels are read one at a time and added up, column by column,
+// in line buffers that stay in L1; these go to the sums of the patches, in double, every few rows, so that the mean
+// over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
 #include "entropy.h"
 #include "grid.h"
 #include "stage.h"
@@ -12,43 +11,63 @@
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-constexpr int64_t kFlushRows = 16;  // lines added in the compute dtype before they go to double
-
 // ---------------------------------------------------------------- one row
-//
-// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label. Returns whether any
-// entropy is NaN.
 
 template <class T>
 struct RowArgs {
   int64_t classes;
   T scale, ceiling;
-  T* h;
+  T* h;     // entropy_row: the pixels' entropies; add_row: P below
+  T* rest;  // add_row: R below
   IVecElement<T>* label;
 };
 
+// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label.
 template <class S, bool labels, int K>
-bool entropy_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
+void entropy_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
   using T = Compute<S>;
-  IVec<T> nan = IVec<T>{};
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     const Softmax<T> p = softmax<labels, K>(x, a.classes, at);
-    const Vec<T> h = entropy_of(p, a.scale, a.ceiling);
-    nan |= h != h;
-    __builtin_memcpy(a.h + at, &h, sizeof h);
+    store(a.h + at, entropy_of(p, a.scale, a.ceiling));
     if constexpr (labels) __builtin_memcpy(a.label + at, &p.label, sizeof p.label);
   }
-  return any<T>(nan);
 }
 
-template <class S>
-using RowFunction = bool (*)(const Planar<S>&, const RowArgs<Compute<S>>&);
+// A row of pixels added to the sums of its columns. The logarithms are not taken here:
+//   sum_i H_i = sum_i ln(1 + z_i) - s_i / (1 + z_i) = ln(1 + P) + R
+//   1 + P = prod_i (1 + z_i): P <- P z + (P + z),   R = -sum_i s_i / (1 + z_i)
+// All terms are >= 0, and P holds no 1, so tiny entropies keep their relative accuracy.
+template <class S, bool labels, int K>
+void add_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
+  using T = Compute<S>;
+  for (int64_t i = 0; i < x.n; i += kWidth<T>) {
+    const int64_t at = vector_start<T>(i, x.n);
+    const Softmax<T> p = softmax<labels, K>(x, a.classes, at);
+    Vec<T> z = p.z, rest = p.max * T(0) - p.s / (p.z + T(1));  // max * 0: NaN where the maximum is not finite
+    if (at != i) {                                             // the pixels of the vector before are in already
+      const IVec<T> fresh = lanes_from<T>(i - at);
+      z = where<T>(fresh, z);
+      rest = where<T>(fresh, rest);
+    }
+    const Vec<T> product = load(a.h + at);
+    store(a.h + at, product * z + (product + z));
+    store(a.rest + at, load(a.rest + at) + rest);
+    if constexpr (labels) __builtin_memcpy(a.label + at, &p.label, sizeof p.label);
+  }
+}
+
+// Rows that are added before the columns go to the patches: P stays below 2^112 for 128 classes, 2^88 for the most.
+ENTMASK_INLINE int64_t flush_rows(int64_t classes) { return classes <= 128 ? 16 : 8; }
 
 template <class S>
-RowFunction<S> pick_row(bool labels, int64_t classes) {
+using RowFunction = void (*)(const Planar<S>&, const RowArgs<Compute<S>>&);
+
+template <class S>
+RowFunction<S> pick_row(bool adds, bool labels, int64_t classes) {
   return with_classes<S>(classes, [&](auto k) -> RowFunction<S> {
     constexpr int K = decltype(k)::value;
+    if (adds) return labels ? add_row<S, true, K> : add_row<S, false, K>;
     return labels ? entropy_row<S, true, K> : entropy_row<S, false, K>;
   });
 }
@@ -65,7 +84,7 @@ int64_t argmax_with_nan(const S* x, int64_t k_stride, int64_t classes) {
   return best;
 }
 
-// One row of the logits in chunks: calls the row function and stores the labels.
+// Reads rows of the logits: calls the row function and stores the labels.
 template <class S>
 struct RowReader {
   using T = Compute<S>;
@@ -77,8 +96,9 @@ struct RowReader {
   RowArgs<T> args;
   IVecElement<T> label[kChunk + kWidth<T>];
 
-  RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, LabelDtype dtype, void* out)
-      : row(pick_row<S>(dtype != LabelDtype::none, classes)),
+  RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, bool adds, LabelDtype dtype,
+            void* out)
+      : row(pick_row<S>(adds, dtype != LabelDtype::none, classes)),
         logits(static_cast<S*>(const_cast<void*>(x))),
         k_stride(stride.c),
         w_stride(stride.w),
@@ -89,29 +109,49 @@ struct RowReader {
     args.ceiling = normalize ? T(1) : T(__builtin_inf());
   }
 
-  // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h has room for a
-  // vector more.
-  ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h) {
-    bool nan = false;
+  template <class L>
+  ENTMASK_INLINE void store_labels(int64_t pixel, int64_t n) {
+    const IVecElement<T>* __restrict from = label;
+    L* __restrict to = static_cast<L*>(labels) + pixel;
+    for (int64_t i = 0; i < n; ++i) to[i] = L(from[i]);
+  }
+
+  // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h and rest have room
+  // for a vector more.
+  ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h, T* rest = nullptr) {
     for_each_planar(logits + offset, k_stride, w_stride, args.classes, n, [&](const Planar<S>& x, int64_t i, int64_t) {
       args.h = h + i;
+      args.rest = rest + i;
       args.label = label + i;
-      nan |= row(x, args);
+      row(x, args);
     });
+    if (label_dtype == LabelDtype::uint8) store_labels<uint8_t>(pixel, n);
+    if (label_dtype == LabelDtype::int64) store_labels<int64_t>(pixel, n);
+  }
+
+  // The labels again of the pixels of this row whose entropy, or a sum that it is in, is NaN.
+  void correct_labels(int64_t offset, int64_t pixel, int64_t n, const T* h) {
     if (label_dtype == LabelDtype::none) return;
-    if (nan)
-      for (int64_t i = 0; i < n; ++i)
-        if (h[i] != h[i])
-          label[i] = IVecElement<T>(argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes));
-    if (label_dtype == LabelDtype::uint8) {
-      uint8_t* out = static_cast<uint8_t*>(labels) + pixel;
-      for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(label[i]);
-    } else {
-      int64_t* out = static_cast<int64_t*>(labels) + pixel;
-      for (int64_t i = 0; i < n; ++i) out[i] = label[i];
+    for (int64_t i = 0; i < n; ++i) {
+      if (h[i] == h[i]) continue;
+      const int64_t best = argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes);
+      if (label_dtype == LabelDtype::uint8)
+        static_cast<uint8_t*>(labels)[pixel + i] = uint8_t(best);
+      else
+        static_cast<int64_t*>(labels)[pixel + i] = best;
     }
   }
 };
+
+template <class T>
+ENTMASK_INLINE bool any_nan(const T* h, int64_t n) {
+  IVec<T> nan = IVec<T>{};
+  int64_t i = 0;
+  for (; i + kWidth<T> <= n; i += kWidth<T>) nan |= load(h + i) != load(h + i);
+  bool found = any<T>(nan);
+  for (; i < n; ++i) found |= h[i] != h[i];
+  return found;
+}
 
 // ---------------------------------------------------------------- pooling
 
@@ -122,7 +162,7 @@ ENTMASK_INLINE double patch_pixels(const Grid& g, int64_t gz, int64_t gy, int64_
 // Adds the line's pixels to the sum of the patch that each lies in: patch j has columns [j * width, ...), the last may
 // be short.
 template <class T>
-ENTMASK_INLINE void add_line(T* line, int64_t n, int64_t width, double* sums) {
+ENTMASK_INLINE void add_line(const T* line, int64_t n, int64_t width, double* sums) {
   for (int64_t x = 0, j = 0; x < n; x += width, ++j) {
     const int64_t end = x + width < n ? x + width : n;
     int64_t i = x;
@@ -131,8 +171,33 @@ ENTMASK_INLINE void add_line(T* line, int64_t n, int64_t width, double* sums) {
     for (; i < end; ++i) total += double(line[i]);
     sums[j] += total;
   }
-  __builtin_memset(line, 0, size_t(n) * sizeof(T));
 }
+
+// The mean over a patch; rounding may have carried a sum of ones a little above.
+template <class T>
+ENTMASK_INLINE T score_of(double total, double pixels) {
+  const double mean = total / pixels;
+  return T(mean > 1 ? 1.0 : mean);
+}
+
+// Sums over the columns of a chunk, of the rows since the last flush.
+template <class T>
+struct Lines {
+  T h[kChunk + kWidth<T>];  // the last row's entropies; when adding rows: P of add_row
+  T rest[kChunk + kWidth<T>];
+  T sum[kChunk + kWidth<T>];
+
+  ENTMASK_INLINE void clear(int64_t n) {
+    const size_t bytes = size_t(n + kWidth<T>) * sizeof(T);
+    __builtin_memset(h, 0, bytes);
+    __builtin_memset(rest, 0, bytes);
+    __builtin_memset(sum, 0, bytes);
+  }
+  ENTMASK_INLINE void finish_rows(int64_t n, T scale) {
+    for (int64_t i = 0; i < n; i += kWidth<T>)
+      store(sum + i, (log1p_nonnegative<T>(load(h + i)) + load(rest + i)) * scale);
+  }
+};
 
 template <class S>
 void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t end) {
@@ -142,10 +207,12 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
   const int64_t splits = strip_splits(g), width = g.size[2], pw = g.patch[2];
   const T threshold = T(p.threshold.value);
   const bool single = g.patch[0] * g.patch[1] * pw == 1;  // a patch is a pixel: its score is the entropy itself
+  const bool adds = !p.count && !single;                  // no pixel's own entropy is needed
+  const int64_t flush = flush_rows(p.classes);
   // A chunk holds whole patches, or a part of one patch that is wider than a chunk.
   const int64_t chunk = pw < kChunk ? kChunk / pw * pw : kChunk;
-  RowReader<S> reader(p.logits, st, p.classes, true, p.label_dtype, p.labels);
-  T h[kChunk + kWidth<T>], line[kChunk + kWidth<T>];
+  RowReader<S> reader(p.logits, st, p.classes, true, adds, p.label_dtype, p.labels);
+  Lines<T> lines;
   double sums[kChunk];
 
   for (int64_t index = begin; index < end; ++index) {
@@ -155,33 +222,39 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
       const int64_t patches = ceil_div(count, pw), gx0 = x0 / pw;
       const bool continued = x0 > gx0 * pw;  // a wide patch's later part
       if (!continued) __builtin_memset(sums, 0, size_t(patches) * sizeof(double));
-      __builtin_memset(line, 0, size_t(count) * sizeof(T));
-      int64_t lines = 0;
-      for (int64_t r = item.first; r < item.last; ++r) {
-        const int64_t z = item.z(r), y = item.y(r);
-        reader.read(item.n * st.n + z * st.d + y * st.h + x0 * st.w,
-                    ((item.n * g.size[0] + z) * g.size[1] + y) * width + x0, count, h);
-        if (p.count)
-          for (int64_t i = 0; i < count; ++i) h[i] = h[i] < threshold ? T(0) : T(1);  // NaN counts
-        if (single) {
-          __builtin_memcpy(static_cast<T*>(p.scores) + item.strip * width + x0, h, size_t(count) * sizeof(T));
-        } else {
-          for (int64_t i = 0; i < count; ++i) line[i] += h[i];
+      auto offset = [&](int64_t r) { return item.n * st.n + item.z(r) * st.d + item.y(r) * st.h + x0 * st.w; };
+      auto pixel = [&](int64_t r) { return ((item.n * g.size[0] + item.z(r)) * g.size[1] + item.y(r)) * width + x0; };
+
+      for (int64_t first = item.first; first < item.last; first += flush) {
+        const int64_t last = first + flush < item.last ? first + flush : item.last;
+        lines.clear(count);
+        for (int64_t r = first; r < last; ++r) {
+          reader.read(offset(r), pixel(r), count, lines.h, lines.rest);
+          if (adds) continue;
+          if (p.labels && any_nan(lines.h, count)) reader.correct_labels(offset(r), pixel(r), count, lines.h);
+          if (p.count)
+            for (int64_t i = 0; i < count; ++i) lines.h[i] = lines.h[i] < threshold ? T(0) : T(1);  // NaN counts
+          for (int64_t i = 0; i < count; ++i) lines.sum[i] += lines.h[i];
         }
-        if (!single && (++lines == kFlushRows || r + 1 == item.last)) {
-          add_line(line, count, pw, sums);
-          lines = 0;
+        if (adds) {
+          lines.finish_rows(count, reader.args.scale);
+          if (p.labels && any_nan(lines.sum, count))
+            for (int64_t r = first; r < last; ++r) reader.correct_labels(offset(r), pixel(r), count, lines.sum);
         }
+        if (single)
+          __builtin_memcpy(static_cast<T*>(p.scores) + item.strip * width + x0, lines.sum, size_t(count) * sizeof(T));
+        else
+          add_line(lines.sum, count, pw, sums);
       }
       const bool complete = x0 + count == width || (x0 + count) % pw == 0;
       if (!complete || single) continue;
       for (int64_t j = 0; j < patches; ++j) {
         const int64_t gx = gx0 + j;
-        if (partial) {
+        if (partial)
           partial[index * g.count[2] + gx] = sums[j];
-        } else {
-          static_cast<T*>(p.scores)[item.strip * g.count[2] + gx] = T(sums[j] / patch_pixels(g, item.gz, item.gy, gx));
-        }
+        else
+          static_cast<T*>(p.scores)[item.strip * g.count[2] + gx] =
+              score_of<T>(sums[j], patch_pixels(g, item.gz, item.gy, gx));
       }
     }
   }
@@ -210,7 +283,7 @@ void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const MapRows m = map_rows(p);
   const Strides& st = p.logits_stride;
-  RowReader<S> reader(p.logits, st, p.classes, p.normalize, LabelDtype::none, nullptr);
+  RowReader<S> reader(p.logits, st, p.classes, p.normalize, false, LabelDtype::none, nullptr);
   T h[kChunk + kWidth<T>];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t piece = item % m.pieces, row = item / m.pieces;
@@ -252,11 +325,12 @@ void entropy_pool_finish(const EntropyPoolParams& p, const void* workspace) {
     for (int64_t gx = 0; gx < g.count[2]; ++gx) {
       double total = 0;
       for (int64_t s = 0; s < splits; ++s) total += partial[(strip * splits + s) * g.count[2] + gx];
-      const double score = total / patch_pixels(g, strip / g.count[1] % g.count[0], strip % g.count[1], gx);
+      const double pixels = patch_pixels(g, strip / g.count[1] % g.count[0], strip % g.count[1], gx);
+      const int64_t at = strip * g.count[2] + gx;
       if (p.dtype == Dtype::float64)
-        static_cast<double*>(p.scores)[strip * g.count[2] + gx] = score;
+        static_cast<double*>(p.scores)[at] = score_of<double>(total, pixels);
       else
-        static_cast<float*>(p.scores)[strip * g.count[2] + gx] = float(score);
+        static_cast<float*>(p.scores)[at] = score_of<float>(total, pixels);
     }
 }
 

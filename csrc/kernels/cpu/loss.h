@@ -69,10 +69,7 @@ template <class T>
 ENTMASK_INLINE IVec<T> labels_at(const IVecElement<T>* labels, int64_t at, int64_t i) {
   IVec<T> v;
   __builtin_memcpy(&v, labels + at, sizeof v);
-  if (at != i) {
-    for (int j = 0; j < kWidth<T>; ++j) v[j] = at + j < i ? -1 : v[j];
-  }
-  return v;
+  return at == i ? v : v | ~lanes_from<T>(i - at);
 }
 
 template <class T>
@@ -80,12 +77,6 @@ ENTMASK_INLINE IVec<T> load_mask(const IVecElement<T>* masked, int64_t at) {
   IVec<T> v;
   __builtin_memcpy(&v, masked + at, sizeof v);
   return v;
-}
-
-// v where the mask's bits are set, else 0: also for a NaN or an infinity.
-template <class T>
-ENTMASK_INLINE Vec<T> where(IVec<T> mask, Vec<T> v) {
-  return bits_as<Vec<T>>(bits_as<IVec<T>>(v) & mask);
 }
 
 // The pixel's own weight: the weight of its label's class, 1 without class weights.

@@ -103,6 +103,30 @@ ENTMASK_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return a < b ? a : b
 ENTMASK_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
 ENTMASK_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return a < b ? a : b; }
 
+// v where the mask's bits are set, else 0: also for a NaN or an infinity.
+template <class T>
+ENTMASK_INLINE Vec<T> where(IVec<T> mask, Vec<T> v) {
+  return bits_as<Vec<T>>(bits_as<IVec<T>>(v) & mask);
+}
+
+// sum + v in the lanes whose bits are set.
+template <class T>
+ENTMASK_INLINE Vec<T> add_where(IVec<T> mask, Vec<T> sum, Vec<T> v) {
+#if defined(__AVX512F__)
+  return mask ? sum + v : sum;  // one instruction
+#else
+  return sum + where<T>(mask, v);
+#endif
+}
+
+// All bits in the lanes from `first` on.
+template <class T>
+ENTMASK_INLINE IVec<T> lanes_from(int64_t first) {
+  IVec<T> lane;
+  for (int i = 0; i < kWidth<T>; ++i) lane[i] = i;
+  return lane >= IVecElement<T>(first);
+}
+
 template <class T>
 ENTMASK_INLINE bool any(IVec<T> mask) {
 #if defined(__AVX512F__)
@@ -117,9 +141,12 @@ ENTMASK_INLINE bool any(IVec<T> mask) {
 // ---------------------------------------------------------------- exp and log
 //
 // exp_nonpositive(d), d <= 0: n = round(d / ln 2), r = d - n ln 2, e^r by a polynomial, times 2^n made in the exponent
-// bits. d below about -88 (double: -709) gives exactly 0, so that a class at -inf adds exactly 0; NaN gives NaN.
+// bits. d below about -87 (double: -709) gives exactly 0, so that a class at -inf adds exactly 0; NaN gives NaN.
 // Relative error: float 1.2e-7 for d > -20, 3e-7 down to the smallest normal number (one float of ln 2 is 1.9e-9 off,
 // and n of these add up); double 3e-16 (ln 2 in two parts).
+//
+// AVX-512 has instructions for both ends: y = d / ln 2, t = y - floor(y), 2^t by a polynomial, scaled by 2^floor(y).
+// Relative error 1.5e-7 + 4e-8 |y|: y is rounded once, and where that shows, e^d is small.
 template <class T>
 struct ExpLog;
 
@@ -159,8 +186,14 @@ struct ExpLog<double> {
   static constexpr double kLn2 = 0.6931471805599453;
 };
 
+// d <= 0 (or NaN), kept where exp_in_range is right: below kLowest e^d is 0 anyway, and 0 * d must not be 0 * inf.
 template <class T>
-ENTMASK_INLINE Vec<T> exp_nonpositive(Vec<T> d) {
+ENTMASK_INLINE Vec<T> clamp_exponent(Vec<T> d) {
+  return max(splat<T>(ExpLog<T>::kLowest), d);
+}
+
+template <class T>
+ENTMASK_INLINE Vec<T> exp_in_range(Vec<T> d) {
   using E = ExpLog<T>;
   const Vec<T> shifted = d * E::kLog2e + E::kMagic;
   const Vec<T> n = shifted - E::kMagic;
@@ -173,11 +206,51 @@ ENTMASK_INLINE Vec<T> exp_nonpositive(Vec<T> d) {
   return p * bits_as<Vec<T>>(bits_as<IVec<T>>(shifted) << E::kMantissa);
 }
 
-// d <= 0 (or NaN), kept where exp_nonpositive is right: below kLowest e^d is 0 anyway, and 0 * d must not be 0 * inf.
 template <class T>
-ENTMASK_INLINE Vec<T> clamp_exponent(Vec<T> d) {
-  return max(splat<T>(ExpLog<T>::kLowest), d);
+ENTMASK_INLINE Vec<T> exp_nonpositive(Vec<T> d) {
+  return exp_in_range<T>(clamp_exponent<T>(d));
 }
+
+// z += e^d, s += e^d d; a d of -inf adds 0 to both.
+template <class T>
+ENTMASK_INLINE void add_exp(Vec<T> d, Vec<T>& z, Vec<T>& s) {
+  d = clamp_exponent<T>(d);
+  const Vec<T> e = exp_in_range<T>(d);
+  z += e;
+  s += e * d;
+}
+
+#if defined(__AVX512F__)
+// 2^t on [0, 1), minimax with p(0) = 1, relative error 8.2e-8; `normal` is unset where e^d would not be a normal
+// number.
+struct Exp512 {
+  __mmask16 normal;
+  __m512 value;
+
+  ENTMASK_INLINE explicit Exp512(Vec<float> d) {
+    constexpr float kExp2[] = {1.0f, 0.69315131f, 0.24016444f, 0.05579995f, 0.00901699f, 0.00186715f};
+    const __m512 y = (__m512)(d * ExpLog<float>::kLog2e);
+    normal = _mm512_cmp_ps_mask(y, _mm512_set1_ps(-126), _CMP_NLE_UQ);
+    const Vec<float> t = (Vec<float>)_mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vec<float> p = splat<float>(kExp2[5]);
+#pragma GCC unroll 5
+    for (int i = 4; i >= 0; --i) p = p * t + kExp2[i];
+    value = _mm512_maskz_scalef_ps(normal, (__m512)p, y);
+  }
+};
+
+template <>
+ENTMASK_INLINE Vec<float> exp_nonpositive<float>(Vec<float> d) {
+  return (Vec<float>)Exp512(d).value;
+}
+
+template <>
+ENTMASK_INLINE void add_exp<float>(Vec<float> d, Vec<float>& z, Vec<float>& s) {
+  const Exp512 e(d);
+  z += (Vec<float>)e.value;
+  s = (Vec<float>)_mm512_mask3_fmadd_ps(e.value, (__m512)d, (__m512)s, e.normal);
+}
+#endif
 
 // ln(u), u in [1, 2^24): u = 2^e m, m in [2/3, 4/3).
 template <class T>
@@ -358,6 +431,29 @@ ENTMASK_INLINE auto with_classes(int64_t classes, F&& f) {
     }
   }
   return f(Constant<0>{});
+}
+
+// All classes of a vector of pixels to x, and their maximum: any class but a NaN, which is for exp to see.
+template <int K, class A>
+ENTMASK_INLINE Vec<typename A::T> load_classes(const A& from, int64_t classes, int64_t i, Vec<typename A::T>* x) {
+  Vec<typename A::T> top = x[0] = from.load_class(0, i);
+#pragma GCC unroll 8
+  for (int64_t k = 1; k < (K ? K : classes); ++k) {
+    x[k] = from.load_class(k, i);
+    top = max(x[k], top);
+  }
+  return top;
+}
+
+// Calls f(first, last) for groups of 8 classes: each adds up its own terms, so that sums of many stay accurate.
+template <int K, class F>
+ENTMASK_INLINE void for_each_group(int64_t classes, F&& f) {
+  static_assert(K <= 8);
+  if constexpr (K > 0) {
+    f(int64_t(0), int64_t(K));
+  } else {
+    for (int64_t k = 0; k < classes; k += 8) f(k, k + 8 < classes ? k + 8 : classes);
+  }
 }
 
 template <class S>
