@@ -382,13 +382,21 @@ ENTMASK_INLINE double sum(Vec<double> v) {
 // A row of n >= kWidth pixels, the pixels of a class dense, class k at x + k * k_stride. Rows of other layouts are
 // brought into this one first (stage.h).
 
+// As many planes are read at once as there are classes, each only a page long before the hardware's own prefetch has to
+// start again.
+constexpr int64_t kPrefetchBytes = 2048;
+
 template <class S>
 struct Planar {
   using T = Compute<S>;
   S* x;
   int64_t k_stride, n;
 
-  ENTMASK_INLINE Vec<T> load_class(int64_t k, int64_t i) const { return load(x + k * k_stride + i); }
+  ENTMASK_INLINE Vec<T> load_class(int64_t k, int64_t i) const {
+    const S* p = x + k * k_stride + i;
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes);
+    return load(p);
+  }
   ENTMASK_INLINE void store_class(int64_t k, int64_t i, Vec<T> v) const { store(x + k * k_stride + i, v); }
 };
 
