@@ -18,16 +18,108 @@ ENTMASK_INLINE int64_t stage_pixels(int64_t classes) {
   return fit < 128 ? fit : 128;
 }
 
+// Storage elements as vectors of their bits: moved, not computed with.
+template <int bytes>
+struct BitsOf;
+template <>
+struct BitsOf<8> {
+  typedef uint64_t V __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct BitsOf<4> {
+  typedef uint32_t V __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct BitsOf<2> {
+  typedef uint16_t V __attribute__((vector_size(kVectorBytes)));
+};
+template <class S>
+using Bits = typename BitsOf<sizeof(S)>::V;
+
+// The even elements of a, then of b, to a; the odd ones to b. zip is the way back.
+template <int lanes, class V>
+ENTMASK_INLINE void unzip(V& a, V& b) {
+  V even, odd;
+  for (int i = 0; i < lanes; ++i) {
+    even[i] = 2 * i;
+    odd[i] = 2 * i + 1;
+  }
+  const V x = a, y = b;
+  a = __builtin_shuffle(x, y, even);
+  b = __builtin_shuffle(x, y, odd);
+}
+template <int lanes, class V>
+ENTMASK_INLINE void zip(V& a, V& b) {
+  V low, high;
+  for (int i = 0; i < lanes; ++i) {
+    low[i] = i / 2 + i % 2 * lanes;
+    high[i] = low[i] + lanes / 2;
+  }
+  const V x = a, y = b;
+  a = __builtin_shuffle(x, y, low);
+  b = __builtin_shuffle(x, y, high);
+}
+
+// n pixels of K interleaved classes to rows of ld elements. For a power of two: unzipping neighbours and laying their
+// odd halves behind their even ones moves the lowest bit of an element's place to the top, and log2 K such steps the
+// class before the pixel.
 template <int K, class S>
 ENTMASK_INLINE void deinterleave(const S* __restrict x, int64_t n, S* __restrict to, int64_t ld) {
-  for (int64_t i = 0; i < n; ++i)
+  int64_t i = 0;
+  if constexpr ((K & (K - 1)) == 0) {
+    constexpr int lanes = kVectorBytes / sizeof(S);
+    for (; i + lanes <= n; i += lanes) {
+      Bits<S> v[K], half[K];
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        prefetch_ahead(x + i * K + j * lanes);
+        __builtin_memcpy(&v[j], x + i * K + j * lanes, sizeof v[j]);
+      }
+#pragma GCC unroll 4
+      for (int step = 1; step < K; step *= 2) {
+#pragma GCC unroll 8
+        for (int j = 0; j < K; j += 2) {
+          half[j / 2] = v[j];
+          half[(j + K) / 2] = v[j + 1];
+          unzip<lanes>(half[j / 2], half[(j + K) / 2]);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) v[j] = half[j];
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) __builtin_memcpy(to + k * ld + i, &v[k], sizeof v[k]);
+    }
+  }
+  for (; i < n; ++i)
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) to[k * ld + i] = x[i * K + k];
 }
 
 template <int K, class S>
 ENTMASK_INLINE void interleave(const S* __restrict from, int64_t ld, int64_t n, S* __restrict x) {
-  for (int64_t i = 0; i < n; ++i)
+  int64_t i = 0;
+  if constexpr ((K & (K - 1)) == 0) {
+    constexpr int lanes = kVectorBytes / sizeof(S);
+    for (; i + lanes <= n; i += lanes) {
+      Bits<S> v[K], whole[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) __builtin_memcpy(&v[k], from + k * ld + i, sizeof v[k]);
+#pragma GCC unroll 4
+      for (int step = 1; step < K; step *= 2) {
+#pragma GCC unroll 8
+        for (int j = 0; j < K; j += 2) {
+          whole[j] = v[j / 2];
+          whole[j + 1] = v[(j + K) / 2];
+          zip<lanes>(whole[j], whole[j + 1]);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) v[j] = whole[j];
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) __builtin_memcpy(x + i * K + j * lanes, &v[j], sizeof v[j]);
+    }
+  }
+  for (; i < n; ++i)
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) x[i * K + k] = from[k * ld + i];
 }
