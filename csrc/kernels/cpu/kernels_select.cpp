@@ -46,20 +46,15 @@ ENTMASK_INLINE typename KeyVector<T>::type keys_of(const T* p, Key<T> flip) {
   return (v != v ? V{} + ~Key<T>(0) : key) ^ flip;
 }
 
-// Calls f(i, key) for the patches whose key has `prefix` in the bits of `above`; whole vectors without one are skipped.
-template <class T, class F>
-ENTMASK_INLINE void for_each_match(const T* scores, int64_t n, Key<T> flip, Key<T> above, Key<T> prefix, F&& f) {
-  int64_t i = 0;
-  for (; i + kWidth<T> <= n; i += kWidth<T>) {
-    const auto keys = keys_of<T>(scores + i, flip);
-    if (above && !any<T>((keys & above) == prefix)) continue;
-    for (int j = 0; j < kWidth<T>; ++j)
-      if ((keys[j] & above) == prefix) f(i + j, keys[j]);
-  }
-  for (; i < n; ++i) {
-    const Key<T> key = key_of(scores[i], flip);
-    if ((key & above) == prefix) f(i, key);
-  }
+// The number of patches whose key is at least `limit`.
+template <class T>
+int64_t count_from(const T* scores, int64_t n, Key<T> flip, Key<T> limit) {
+  IVec<T> found = IVec<T>{};  // -1 for each; a row has fewer than 2^31 vectors
+  int64_t i = 0, count = 0;
+  for (; i + kWidth<T> <= n; i += kWidth<T>) found += keys_of<T>(scores + i, flip) >= limit;
+  for (int j = 0; j < kWidth<T>; ++j) count -= found[j];
+  for (; i < n; ++i) count += key_of(scores[i], flip) >= limit;
+  return count;
 }
 
 // The patches that come before `key`, and the first `ties` (by index) of those at it.
@@ -75,10 +70,20 @@ Cut<T> top(const T* scores, int64_t n, int64_t k, Key<T> flip) {
   Key<T> prefix = 0, above = 0;
   int64_t left = k;
   for (int shift = int(sizeof(T)) * 8 - 8; shift >= 0; shift -= 8) {
-    // Four histograms in turn: scores of one magnitude hit one bin, and an increment waits for the one before it.
-    int64_t histogram[4][256] = {};
-    for_each_match<T>(scores, n, flip, above, prefix,
-                      [&](int64_t i, Key<T> key) { ++histogram[i & 3][(key >> shift) & 255]; });
+    // Four histograms in turn: scores of one magnitude hit one bin, and an increment waits for the one before it. Keys
+    // without the prefix go to a bin of their own, for a branch on them could not be foretold; whole vectors are
+    // skipped.
+    int64_t histogram[4][257] = {};
+    auto add = [&](int64_t i, Key<T> key) {
+      ++histogram[i & 3][(key & above) == prefix ? int((key >> shift) & 255) : 256];
+    };
+    int64_t i = 0;
+    for (; i + kWidth<T> <= n; i += kWidth<T>) {
+      const auto keys = keys_of<T>(scores + i, flip);
+      if (above && !any<T>((keys & above) == prefix)) continue;
+      for (int j = 0; j < kWidth<T>; ++j) add(j, keys[j]);
+    }
+    for (; i < n; ++i) add(i, key_of(scores[i], flip));
     int digit = 255;
     for (;; --digit) {
       const int64_t count = histogram[0][digit] + histogram[1][digit] + histogram[2][digit] + histogram[3][digit];
@@ -121,31 +126,38 @@ ENTMASK_INLINE int64_t share(double fraction, int64_t n) {
   return k < n ? k : n;
 }
 
+// How many patches are selected, and the cut that takes them. k = 0: none.
 template <class T>
-int64_t number_selected(const SelectParams& p, const T* scores, Key<T> flip) {
+struct Selected {
+  int64_t k;
+  Cut<T> cut;
+};
+
+template <class T>
+Selected<T> selected(const SelectParams& p, const T* scores, Key<T> flip) {
   const int64_t n = p.length;
-  if (p.by_ratio) {
-    if (!(p.ratio.value > 0)) return 0;
-    const int64_t k = share(p.ratio.value, n);
-    return k > 1 ? k : 1;
-  }
-  const Key<T> limit = key_of(T(p.min_score.value), flip);
   int64_t k = 0;
-  for (int64_t i = 0; i < n; ++i) k += key_of(scores[i], flip) >= limit;
-  k = k > p.min_patches ? k : p.min_patches;
-  return k < n ? k : n;
+  if (p.by_ratio && p.ratio.value > 0) {  // not where it is NaN
+    k = share(p.ratio.value, n);
+    k = k > 1 ? k : 1;
+  } else if (!p.by_ratio) {
+    const Key<T> limit = key_of(T(p.min_score.value), flip);
+    k = count_from(scores, n, flip, limit);
+    if (k > 0 && k >= p.min_patches) return {k, {limit, n}};
+    k = p.min_patches < n ? p.min_patches : n;
+  }
+  return {k, k > 0 ? top(scores, n, k, flip) : Cut<T>{}};
 }
 
 template <class T>
 void select_row(const SelectParams& p, const T* scores, bool* patches) {
   const int64_t n = p.length;
   const Key<T> flip = p.lowest ? ~Key<T>(0) : Key<T>(0);
-  const int64_t k = number_selected(p, scores, flip);
+  const auto [k, cut] = selected(p, scores, flip);
   if (k == 0) {
     __builtin_memset(patches, 0, size_t(n));
     return;
   }
-  const Cut<T> cut = top(scores, n, k, flip);
   take<T, true>(scores, n, flip, cut, true, patches);
   int64_t visible = share(p.hint, n);
   visible = visible < k - 1 ? visible : k - 1;
