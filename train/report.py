@@ -149,9 +149,10 @@ def table(groups: dict[str, list[Run]]) -> tuple[str, str]:
 
 def figure(groups: dict[str, list[Run]]) -> bytes:
     """Dice, pseudo-labels, coverage and threshold over the steps; a colour a group, a line a seed."""
-    picture = Figure(figsize=(11, 2.7 * ((len(CURVES) + 1) // 2) + 0.25 * len(groups)), layout="constrained")
+    heights = (1.8, 1.0, 1.0)  # where many lines run close together, more
+    picture = Figure(figsize=(11, 2.5 * sum(heights) + 0.15 * len(groups)), layout="constrained")
     FigureCanvasAgg(picture)
-    axes = picture.subplots((len(CURVES) + 1) // 2, 2, sharex=True)
+    axes = picture.subplots(len(heights), 2, sharex=True, height_ratios=heights)
     for axis, (curve, title) in zip(axes.flat, CURVES.items(), strict=True):
         for i, (name, runs) in enumerate(groups.items()):
             style = {"color": f"C{i % 10}", "ls": ("-", "--", ":")[i // 10 % 3], "lw": 1.2, "alpha": 0.85}
