@@ -77,9 +77,12 @@ class Workload:
         return x.to(self.dtype).contiguous()
 
     def _logits(self) -> Tensor:
-        """Patches that differ in how sure the network is, so that their scores spread as real ones do."""
+        """Patches that differ in how sure the network is, so that their scores spread as real ones do.
+
+        No probability is 0 in float32: the gradient of an entropy made of p ln p would be NaN there in eager torch.
+        """
         size = self.size
-        scale = (1.5 * self._normal(size.images, 1, *size.grid)).exp()
+        scale = (1.5 * self._normal(size.images, 1, *size.grid)).exp().clamp_(max=6)
         for axis in range(2, scale.dim()):
             scale = scale.repeat_interleave(PATCH, axis)
         return self._laid_out(self._normal(size.images, size.classes, *size.spatial).mul_(scale))
