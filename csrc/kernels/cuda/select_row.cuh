@@ -51,10 +51,16 @@ __global__ void __launch_bounds__(rank_threads)
   }
 }
 
+// Blocks a multiprocessor that the registers must leave room for; 0: as the compiler sees fit, which with 64-bit keys
+// would cost spills.
 template <typename F>
-__global__ void __launch_bounds__(row_block_threads) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                                                                         bool* __restrict__ patches,    // [rows, P]
-                                                                         Rule rule) {
+constexpr int row_blocks = sizeof(F) == 8 ? 1 : 0;
+
+template <typename F>
+__global__ void __launch_bounds__(row_block_threads, row_blocks<F>)
+    select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                        bool* __restrict__ patches,    // [rows, P]
+                        Rule rule) {
   using K = Key<F>;
   DYNAMIC_SHARED(K, keys);  // [P]
   __shared__ RadixScratch radix;
