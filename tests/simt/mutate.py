@@ -2,7 +2,7 @@
 
 Each mutant of mutants.py (with words: those whose description or file has one of them) is written into a copy of csrc,
 and its tests run against that copy: first in the build that should catch it, then in the others. Before that they must
-pass on the copy as it is. The table goes to stdout, with --write to docs/simt-mutants.md instead. The exit code is 0
+pass on the copy as it is. The table goes to stdout, with --write also into docs/simt-mutants.md. The exit code is 0
 when every mutant is caught, but for those that say why none can be, and every text still matches.
 """
 
@@ -21,6 +21,7 @@ from .mutants import MUTANTS, Mutant
 
 COPY = ROOT / "build" / "simt" / "mutant" / "csrc"
 PAGE = ROOT / "docs" / "simt-mutants.md"
+HEADER = "| mutant | file | caught by | how |\n|---|---|---|---|"
 BUILDS = {"plain": "not asan", "asan": "asan", "tsan": ""}  # the tests of each, for pytest's -k
 
 
@@ -80,6 +81,27 @@ def judge(mutant: Mutant) -> tuple[str, str]:
         path.write_text(original)
 
 
+def write(rows: dict[str, str]) -> None:
+    """Puts the rows into the page; those of mutants that were not chosen stay as they are."""
+    old = PAGE.read_text().splitlines() if PAGE.exists() else []
+    kept = {line.split(" | ")[0].removeprefix("| "): line for line in old if line.startswith("| ")}
+    lines = [line for line in ({**kept, **rows}.get(m.what) for m in MUTANTS) if line]
+    caught = sum(" | - | " not in line for line in lines)
+    missed = sum(" | NOT CAUGHT |" in line for line in lines)
+    head = f"""# Mutants of the CUDA kernels
+
+Made by `python -m tests.simt.mutate --write`: each mutant is one change to the kernels' source, which has to make the
+tests fail. `caught by`: the build of [simt.md](simt.md) in which they did.
+
+{len(lines)} mutants: {caught} caught, {len(lines) - caught - missed} equivalent, {missed} missed.
+
+{HEADER}
+"""
+    partial = PAGE.with_suffix(".partial")
+    partial.write_text(head + "\n".join(lines) + "\n")
+    partial.replace(PAGE)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="only mutants whose description or file has one of them")
@@ -96,32 +118,18 @@ def main(arguments: Sequence[str]) -> int:
         if how is not None:
             raise SystemExit(f"the tests fail without a mutant ({build}): {how}")
 
-    lines = ["| mutant | file | caught by | how |", "|---|---|---|---|"]
-    print(*lines, sep="\n", flush=True)
-    missed = equivalent = 0
+    rows: dict[str, str] = {}
+    print(HEADER, flush=True)
+    missed = 0
     for mutant in chosen:
         build, how = judge(mutant)
         missed += not build and not mutant.equivalent
-        equivalent += not build and bool(mutant.equivalent)
-        lines.append(f"| {mutant.what} | {mutant.file} | {build or '-'} | {how.replace('|', chr(92) + '|')} |")
-        print(lines[-1], flush=True)
-    total = (
-        f"{len(chosen)} mutants: {len(chosen) - missed - equivalent} caught, {equivalent} equivalent, {missed} missed."
-    )
-    print(f"\n{total}")
-    if options.write:
-        head = [
-            "# Mutants of the CUDA kernels",
-            "",
-            "Made by `python -m tests.simt.mutate --write`: each is one change to the kernels' source, and `caught by` the",
-            "build of [simt.md](simt.md) in which the tests fail because of it.",
-            "",
-            total,
-            "",
-        ]
-        partial = PAGE.with_suffix(".partial")
-        partial.write_text("\n".join([*head, *lines]) + "\n")
-        partial.replace(PAGE)
+        how = how.replace("|", "\\|")
+        rows[mutant.what] = f"| {mutant.what} | {mutant.file} | {build or '-'} | {how} |"
+        print(rows[mutant.what], flush=True)
+        if options.write:
+            write(rows)
+    print(f"\n{len(chosen)} mutants, {missed} missed")
     return 1 if missed else 0
 
 
