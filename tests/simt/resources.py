@@ -87,7 +87,7 @@ def cuobjdump() -> Path:
     for folder in folders:
         if (folder / "cuobjdump").is_file() and (folder / "nvdisasm").is_file():
             return folder / "cuobjdump"
-    raise SystemExit("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
+    raise FileNotFoundError("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
 
 
 def compile_kernels() -> list[Path]:
@@ -205,7 +205,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
-    text = page(read(options.files or compile_kernels()))
+    try:
+        text = page(read(options.files or compile_kernels()))
+    except FileNotFoundError as missing:
+        raise SystemExit(str(missing)) from None
     if options.write:
         partial = PAGE.with_suffix(".partial")
         partial.write_text(text)
