@@ -2,8 +2,9 @@
 
 Each mutant of mutants.py (with words: those whose description or file has one of them) is written into a copy of csrc,
 and its tests run against that copy: first in the build that should catch it, then in the others. Before that they must
-pass on the copy as it is (in the plain build; make simt runs the others). The table goes to stdout, with --write also into docs/simt-mutants.md. The exit code is 0
-when every mutant is caught, but for those that say why none can be, and every text still matches.
+pass on the copy as it is, in the plain build (make simt runs the others). The table goes to stdout, with --write also
+into docs/simt-mutants.md. The exit code is 0 when every mutant is caught, but for those that say why none can be, and
+every text still matches.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from . import data, launchers
@@ -109,6 +110,32 @@ def test_traffic_of_the_loss(images: int, dtype: str, labels: str) -> None:
     assert sectors_ratio(backward) <= 1.1
     assert conflicts(forward) == conflicts(backward) == []
     assert atomics(forward) == atomics(backward) == 0
+
+
+@each_dtype
+def test_traffic_of_the_other_ops(dtype: str) -> None:
+    """float32 beside 16-bit logits is read or written as 2 x 16 bytes a thread: half sectors in those requests."""
+    x = tensor(data.logits((2, 4, 256, 256), odd=False), dtype)
+    image = tensor(data.rng(1).normal(size=(2, 1, 256, 256)), dtype)
+    grad = data.rng(2).normal(size=(2, 256, 256)).astype(np.float32)
+    permutation = data.rng(3).permutation(2 * 16 * 16)
+    per_patch = np.ascontiguousarray(grad[:, ::16, ::16])
+    logits, pixels = x.storage.nbytes, grad.nbytes
+    cases = [
+        (launchers.entropy_map(x, **COUNT), logits + pixels, 1.34),
+        (launchers.entropy_backward(x, grad, **COUNT), 2 * logits + pixels, 1.21),
+        (launchers.entropy_backward(x, per_patch, patch=PATCH, **COUNT), 2 * logits + per_patch.nbytes, 1.0),
+        (
+            launchers.shuffle_patches(image, permutation, PATCH, **COUNT),
+            2 * image.storage.nbytes + permutation.nbytes,
+            1.0,
+        ),
+    ]
+    for (_, counts), least, sectors in cases:
+        assert len(counts.launches) == 1
+        assert least <= moved(counts) <= 1.05 * least
+        assert sectors_ratio(counts) <= (sectors if dtype == "bfloat16" else 1.0)
+        assert atomics(counts) == 0
 
 
 @each_label
