@@ -216,8 +216,8 @@ MUTANTS = [
     Mutant(
         "rank: no barrier after the keys are staged",
         "select_row.cuh",
-        "  }\n  __syncthreads();\n  const K limit = rule.limit<F>();\n  for (int32_t i",
-        "  }\n  const K limit = rule.limit<F>();\n  for (int32_t i",
+        "  }\n  __syncthreads();\n  const K limit = rule.limit<F>();\n  const int32_t lane",
+        "  }\n  const K limit = rule.limit<F>();\n  const int32_t lane",
         SELECT,
     ),
     Mutant(
@@ -701,6 +701,34 @@ MUTANTS = [
         "select_row.cuh",
         "static_cast<int32_t>(rows - first_row < rows_a_block ? rows - first_row : rows_a_block) * length;",
         "rows_a_block * length;",
+        SELECT,
+    ),
+    Mutant(
+        "rank: two blocks take the same elements",
+        "select_row.cuh",
+        "int32_t base = slice * rank_elements;",
+        "int32_t base = slice / 2 * rank_elements;",
+        SELECT,
+    ),
+    Mutant(
+        "rank: the equals that one lane of an element saw",
+        "select_row.cuh",
+        "    equal = sum_lanes(equal, rank_lanes);\n",
+        "",
+        SELECT,
+    ),
+    Mutant(
+        "rank: lanes beyond the rows write",
+        "select_row.cuh",
+        "if (inside && lane == 0) {",
+        "if (lane == 0) {",
+        SELECT,
+    ),
+    Mutant(
+        "rank: the scores of split patches are not written",
+        "select_row.cuh",
+        "static_cast<F*>(finish.scores)[first + i] = score;\n",
+        "",
         SELECT,
     ),
     # ---- Rules of the loss

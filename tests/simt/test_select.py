@@ -44,8 +44,8 @@ each_float = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @each_rule
 @each_float
 def test_short_rows(rule: dict[str, Any], dtype: type, mode: str) -> None:
-    """Rows that share a block."""
-    for rows, length in ((1, 1), (3, 2), (5, 20), (7, 77), (2, 512)):
+    """Rows that share a block, or are shared by several."""
+    for rows, length in ((1, 1), (3, 2), (40, 5), (5, 20), (7, 77), (2, 512)):
         scores = data.scores(rows, length, seed=length, dtype=dtype)
         actual, _ = launchers.select(scores, **rule, mode=mode)
         np.testing.assert_array_equal(actual, reference.select(scores, **rule))
