@@ -117,7 +117,7 @@ def _make(target: Path, command: Sequence[str], inputs: Iterable[Path] | None) -
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-20000:]}")
     if inputs is None:
-        inputs = [Path(f) for f in dependencies.read_text().replace("\\\n", " ").split()[1:]]
+        inputs = [Path(f) for f in dependencies.read_text().partition(":")[2].replace("\\\n", " ").split()]
     record = {"command": list(command), "inputs": {str(f): _digest(f) for f in inputs}}
     partial.replace(target)
     target.with_suffix(".json").write_text(json.dumps(record))

@@ -77,6 +77,10 @@ class Kernel:
         return blocks * warps * 32 / limit.threads
 
 
+class Missing(Exception):
+    """What is needed here and not installed."""
+
+
 def cuobjdump() -> Path:
     """It needs nvdisasm beside it for machine code."""
     folders = [Path(os.environ[n]) / "bin" for n in ("CUDA_HOME", "CUDA_PATH") if n in os.environ]
@@ -87,13 +91,13 @@ def cuobjdump() -> Path:
     for folder in folders:
         if (folder / "cuobjdump").is_file() and (folder / "nvdisasm").is_file():
             return folder / "cuobjdump"
-    raise FileNotFoundError("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
+    raise Missing("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
 
 
 def compile_kernels() -> list[Path]:
     decision = toolkit.decide(torch_env.find())
     if decision.toolkit is None:
-        raise SystemExit(f"no nvcc to compile with: {decision.reason}")
+        raise Missing(f"no nvcc to compile with: {decision.reason}")
     folder = ROOT / "build" / "resources"
     folder.mkdir(parents=True, exist_ok=True)
     command = [str(decision.toolkit.nvcc), *extension.NVCC_FLAGS, *toolkit.gencode(decision.archs), "-c"]
@@ -207,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         text = page(read(options.files or compile_kernels()))
-    except FileNotFoundError as missing:
+    except Missing as missing:
         raise SystemExit(str(missing)) from None
     if options.write:
         partial = PAGE.with_suffix(".partial")

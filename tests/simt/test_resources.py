@@ -40,7 +40,7 @@ def kernels() -> list[resources.Kernel]:
         pytest.skip("no built module")
     try:
         found = resources.read(modules)
-    except FileNotFoundError as missing:
+    except resources.Missing as missing:
         pytest.skip(str(missing))
     if not found:
         pytest.skip("the built module has no CUDA kernels")
