@@ -137,6 +137,7 @@ def driver(mode: str, kernels: tuple[Path, ...] | None = None, name: str = "kern
     include = [f"-I{source}", f"-I{HERE}", "-isystem", str(headers)]
     gxx = compiler()
     assert gxx is not None
+    extra = os.environ.get("CXXFLAGS", "").split()
     jobs: list[tuple[Path, list[str]]] = []
     for path in [*(HERE / f for f in RUNTIME), *kernels]:
         command = [gxx, "-c", *flags.common, *include]
@@ -146,7 +147,7 @@ def driver(mode: str, kernels: tuple[Path, ...] | None = None, name: str = "kern
             command += ["-std=c++17", "-w", "-DENTMASK_SIMT", *flags.kernels]
         if path.name == "counters.cpp" and mode != "count":
             continue
-        jobs.append((folder / f"{path.stem}.o", [*command, "-x", "c++", str(path)]))
+        jobs.append((folder / f"{path.stem}.o", [*command, *extra, "-x", "c++", str(path)]))
     with (folder / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         list(pool.map(lambda job: _make(*job, inputs=None), jobs))
