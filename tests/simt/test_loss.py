@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from . import data, launchers, reference
+from .driver import FORWARD
 from .launchers import LOSSES
 from .modes import each_mode
 from .tensors import DTYPES, LAYOUTS, Tensor, patch_counts, tensor
@@ -124,6 +125,13 @@ def test_loss_for_any_grid(multiprocessors: int, classes: int, mode: str) -> Non
     """Few blocks that loop over many pixels, or more blocks than pixels need."""
     x, labels, options = case((3, classes, 40, 36), (8, 12), "float32", label=np.uint8, seed=classes)
     check(x, labels, options, mode, multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("classes", [4, 12])
+def test_loss_of_many_blocks(classes: int) -> None:
+    """More blocks than the warp has lanes that adds them up."""
+    x, labels, options = case((2, classes, 96, 192), (32, 32), "float32", label=np.uint8)
+    check(x, labels, options, "plain", multiprocessors=100, runs=FORWARD)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
