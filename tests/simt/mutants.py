@@ -610,12 +610,11 @@ MUTANTS = [
         ENTROPY,
     ),
     Mutant(
-        "grid: one block too few of a looping kernel",
+        "grid: a block of a looping kernel where there are no pixels",
         "load.cuh",
         "*blocks = needed < most ? needed : most;",
-        "*blocks = needed < most ? (needed > 1 ? needed - 1 : 1) : most;",
+        "*blocks = needed < 1 ? 1 : needed < most ? needed : most;",
         LOSS,
-        equivalent="the blocks that there are walk over all pixels, however few they are",
     ),
     # ---- Tails of loops over the grid
     Mutant(
