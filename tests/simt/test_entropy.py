@@ -87,6 +87,15 @@ def test_padded_rows(width: int, dtype: str, mode: str) -> None:
     assert_gradient(actual, reference.entropy_backward(x.values, scores.astype(np.float64), patch=(4, 8)), dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [4, 8])
+def test_channels_last_at_an_odd_address(classes: int, dtype: str) -> None:
+    x = tensor(data.logits((2, classes, 9, 11), seed=classes), dtype, "channels_last")
+    x.offset = x.storage.itemsize
+    scores, _, _ = launchers.entropy_pool(x, (4, 8))
+    assert_scores(scores, reference.patch_scores(x.values, (4, 8)), dtype)
+
+
 def test_pool_threshold_is_rounded_to_the_scores() -> None:
     """A value on the threshold counts, when both are seen as float32."""
     x = tensor(np.array([[0.0, 1.0], [0.5, 3.0]]).reshape(2, 2, 1, 1) * np.ones((2, 2, 4, 4)))

@@ -159,6 +159,17 @@ def test_loss_of_an_empty_region(masked: bool, classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [4, 12])
+@pytest.mark.parametrize("masked", [False, True])
+def test_loss_of_a_region_of_weight_zero(masked: bool, classes: int) -> None:
+    """Pixels there are, but their weights add up to 0: no cross entropy, and no gradient of it, never NaN."""
+    x, labels, options = case((1, classes, 8, 16), (8, 8), "float32")
+    options["patches"] = np.array([[[masked, not masked]]])
+    options["weights"] = {**WEIGHTS, "denominator_offset": 0.0}
+    labels[:, :, :8] = 0  # the class of weight 0
+    check(x, labels, options, "plain")
+
+
+@pytest.mark.parametrize("classes", [4, 12])
 def test_loss_of_ignored_pixels(classes: int) -> None:
     """A label outside [0, K) keeps a pixel out of every sum, whatever its logits are."""
     x, labels, options = case((1, classes, 8, 8), (8, 8), "float32")
