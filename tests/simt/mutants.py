@@ -803,6 +803,13 @@ MUTANTS = [
         SELECT,
     ),
     Mutant(
+        "rule: a hint that falls just short of a whole number",
+        "select.cuh",
+        "c.hinted = static_cast<int64_t>(rule.hint * length + tolerance);",
+        "c.hinted = static_cast<int64_t>(rule.hint * length);",
+        SELECT,
+    ),
+    Mutant(
         "rule: a small ratio selects nothing",
         "select.cuh",
         "      if (c.k < 1) c.k = 1;\n",

@@ -107,6 +107,17 @@ def test_ratio_on_the_device(length: int, value: float, dtype: str) -> None:
     np.testing.assert_array_equal(actual, reference.select(scores, ratio=float(given.values[0])))
 
 
+@pytest.mark.parametrize("length", [100, 1500])
+def test_ratio_and_hint_of_a_whole_number_of_patches(length: int) -> None:
+    """0.29 * 100 is 28.999999999999996; 29 patches are meant."""
+    scores = data.scores(1, length, seed=length)
+    assert int(0.29 * length) < 29 * length // 100
+    actual, _ = launchers.select(scores, ratio=0.29)
+    assert actual.sum() == 29 * length // 100
+    actual, _ = launchers.select(scores, ratio=0.75, hint=0.29)
+    assert actual.sum() == 46 * length // 100
+
+
 def test_min_score_on_the_device_is_rounded_to_the_scores() -> None:
     scores = np.array([[0.1, 0.2, 0.3]], np.float32)
     at = float(np.float32(0.2))
