@@ -59,11 +59,11 @@ def fault(tests: Sequence[str], build: str) -> str | None:
         r"ERROR: AddressSanitizer: [\w-]+",
         r"runtime error: .*",
         r"\w+: \d+ elements were never written",
-        r"\(\w+\): exit code -\d+",
+        r"exit code -\d+",
     ):
         found = re.search(pattern, done.stdout)
         if found:
-            return found.group().removeprefix("simt: ")[:90]
+            return re.sub(r"^(simt: )?(\S*/)?", "", found.group())[:90]
     return "wrong answer"
 
 
