@@ -1,6 +1,6 @@
 """Breaks the kernels one place a time and shows that the tests see it: ``python -m tests.simt.mutate [WORD ...]``.
 
-Each mutant of mutants.py (with words: those whose description or file has one of them) is written into a copy of csrc,
+Each mutant of mutants/ (with words: those whose description or file has one of them) is written into a copy of csrc,
 and its tests run against that copy: first in the build that should catch it, then in the others. Before that they must
 pass on the copy as it is, in the plain build (make simt runs the others). The table goes to stdout, with --write also
 into docs/simt-mutants.md. The exit code is 0 when every mutant is caught, but for those that say why none can be, and
