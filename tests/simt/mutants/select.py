@@ -19,12 +19,11 @@ MUTANTS = [
         SELECT,
     ),
     Mutant(
-        "radix: the histogram is zeroed while the last digit's is read",
+        "locate: the place is read before it is found",
         "select.cuh",
-        "    __syncthreads();  // the last digit's counts have been read\n",
-        "",
-        f"{SELECT} {RACES}",
-        build="tsan",
+        "  __syncthreads();\n  return scratch->found;",
+        "  return scratch->found;",
+        SELECT,
     ),
     Mutant(
         "radix: no barrier between zeroing and counting",
