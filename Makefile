@@ -43,7 +43,7 @@ gpu: setup
 	        $(bin)/python -m pytest -q -m gpu $(sanitized) | tee $(gpu_results)/$$tool.txt || exit 1; done
 	$(bin)/python -m benchmarks --device cuda --out $(gpu_results)/benchmarks
 
-# The long runs of the CUDA kernels' source on the CPU: sanitizers and mutations.
+# The long runs of the CUDA kernels' source on the CPU: sanitizers, full-size traffic, what the machine code has.
 simt: setup
 	$(bin)/python -m pytest tests/simt -m long $(ARGS)
 

@@ -117,7 +117,7 @@ def _make(target: Path, command: Sequence[str], inputs: Iterable[Path] | None) -
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-20000:]}")
     if inputs is None:
-        inputs = [Path(f) for f in dependencies.read_text().replace("\\\n", " ").split()[1:]]
+        inputs = [Path(f) for f in dependencies.read_text().partition(":")[2].replace("\\\n", " ").split()]
     record = {"command": list(command), "inputs": {str(f): _digest(f) for f in inputs}}
     partial.replace(target)
     target.with_suffix(".json").write_text(json.dumps(record))
@@ -137,6 +137,7 @@ def driver(mode: str, kernels: tuple[Path, ...] | None = None, name: str = "kern
     include = [f"-I{source}", f"-I{HERE}", "-isystem", str(headers)]
     gxx = compiler()
     assert gxx is not None
+    extra = os.environ.get("CXXFLAGS", "").split()
     jobs: list[tuple[Path, list[str]]] = []
     for path in [*(HERE / f for f in RUNTIME), *kernels]:
         command = [gxx, "-c", *flags.common, *include]
@@ -146,7 +147,7 @@ def driver(mode: str, kernels: tuple[Path, ...] | None = None, name: str = "kern
             command += ["-std=c++17", "-w", "-DENTMASK_SIMT", *flags.kernels]
         if path.name == "counters.cpp" and mode != "count":
             continue
-        jobs.append((folder / f"{path.stem}.o", [*command, "-x", "c++", str(path)]))
+        jobs.append((folder / f"{path.stem}.o", [*command, *extra, "-x", "c++", str(path)]))
     with (folder / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         list(pool.map(lambda job: _make(*job, inputs=None), jobs))

@@ -61,7 +61,7 @@ def labels(shape: tuple[int, ...], classes: int, seed: int = 0, dtype: type = np
     """Labels [N, *S], some of them outside [0, K)."""
     g = rng(seed)
     out = g.integers(0, classes, shape)
-    outside = [classes, 255] if dtype is np.uint8 else [-1, -100, classes, 1 << 40]
+    outside = [classes, 255] if dtype is np.uint8 else [-1, -100, classes, 1 << 40, 1 - (1 << 32)]
     where = g.random(shape) < 0.06
     out[where] = g.choice(outside, int(where.sum()))
     return out.astype(dtype)

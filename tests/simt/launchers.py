@@ -231,12 +231,13 @@ def _loss_fields(
     patch: Sequence[int] | None,
     class_weight: np.ndarray | None,
     weights: dict[str, float],
+    labels_offset: int,
 ) -> dict[str, Any]:
     n, k, *size = logits.storage.shape
     number = _compute(logits.dtype)
     return {
         "logits": logits.input("logits"),
-        "labels": Input("labels", labels),
+        "labels": Input("labels", labels, labels_offset),
         "patches": None if patches is None else Input("patches", patches.astype(np.uint8)),
         "class_weight": None if class_weight is None else Input("class_weight", class_weight.astype(number)),
         "logits_stride": strides(logits.storage),
@@ -266,10 +267,11 @@ def loss_forward(
     patch: Sequence[int] | None = None,
     class_weight: np.ndarray | None = None,
     weights: dict[str, float] | None = None,
+    labels_offset: int = 0,
     **options: Any,
 ) -> tuple[dict[str, float], np.ndarray, Counts]:
     """The four losses, the sums [4 + 3 K]."""
-    loss = _loss_fields(logits, labels, patches, patch, class_weight, weights or {})
+    loss = _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset)
     sums = Output("sums", np.empty(4 + 3 * loss["classes"]))
     outputs = {name: Output(name, np.empty(1, _compute(logits.dtype))) for name in LOSSES}
     counts = run("loss_forward", "LossForwardParams", {"loss": loss, "sums": sums, **outputs}, **options)
@@ -286,13 +288,14 @@ def loss_backward(
     patch: Sequence[int] | None = None,
     class_weight: np.ndarray | None = None,
     weights: dict[str, float] | None = None,
+    labels_offset: int = 0,
     **options: Any,
 ) -> tuple[np.ndarray, Counts]:
     """float64 values of grad_logits."""
     grad_logits = like(logits, "grad_logits")
     number = _compute(logits.dtype)
     fields = {
-        "loss": _loss_fields(logits, labels, patches, patch, class_weight, weights or {}),
+        "loss": _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset),
         "sums": Input("sums", np.asarray(sums, np.float64)),
         **{f"grad_{name}": Input(f"grad_{name}", np.array([g], number)) for name, g in grads.items()},
         "grad_logits": grad_logits,

@@ -77,6 +77,10 @@ class Kernel:
         return blocks * warps * 32 / limit.threads
 
 
+class Missing(Exception):
+    """What is needed here and not installed."""
+
+
 def cuobjdump() -> Path:
     """It needs nvdisasm beside it for machine code."""
     folders = [Path(os.environ[n]) / "bin" for n in ("CUDA_HOME", "CUDA_PATH") if n in os.environ]
@@ -87,13 +91,13 @@ def cuobjdump() -> Path:
     for folder in folders:
         if (folder / "cuobjdump").is_file() and (folder / "nvdisasm").is_file():
             return folder / "cuobjdump"
-    raise SystemExit("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
+    raise Missing("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
 
 
 def compile_kernels() -> list[Path]:
     decision = toolkit.decide(torch_env.find())
     if decision.toolkit is None:
-        raise SystemExit(f"no nvcc to compile with: {decision.reason}")
+        raise Missing(f"no nvcc to compile with: {decision.reason}")
     folder = ROOT / "build" / "resources"
     folder.mkdir(parents=True, exist_ok=True)
     command = [str(decision.toolkit.nvcc), *extension.NVCC_FLAGS, *toolkit.gencode(decision.archs), "-c"]
@@ -205,7 +209,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
-    text = page(read(options.files or compile_kernels()))
+    try:
+        text = page(read(options.files or compile_kernels()))
+    except Missing as missing:
+        raise SystemExit(str(missing)) from None
     if options.write:
         partial = PAGE.with_suffix(".partial")
         partial.write_text(text)

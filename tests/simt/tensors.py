@@ -49,7 +49,8 @@ class Tensor:
 
 
 def tensor(values: np.ndarray, dtype: str = "float32", layout: str = "contiguous") -> Tensor:
-    """`expanded` repeats the first image; `strided` takes every other column of a wider array, from its second on."""
+    """`expanded` repeats the first image; `strided` takes every other column of a wider array, from its second on;
+    `padded` rows begin at multiples of 16 elements."""
     data = to_storage(values, dtype)
     if layout == "channels_last":
         return Tensor(np.moveaxis(np.ascontiguousarray(np.moveaxis(data, 1, -1)), -1, 1), dtype)
@@ -58,6 +59,10 @@ def tensor(values: np.ndarray, dtype: str = "float32", layout: str = "contiguous
         view = wide[..., 1 : 2 * data.shape[-1] : 2]
         view[...] = data
         return Tensor(view, dtype, data.itemsize)
+    if layout == "padded":
+        wide = np.zeros((*data.shape[:-1], -(-data.shape[-1] // 16) * 16), data.dtype)
+        wide[..., : data.shape[-1]] = data
+        return Tensor(wide[..., : data.shape[-1]], dtype)
     if layout == "expanded":
         return Tensor(np.broadcast_to(data[:1], data.shape), dtype)
     if layout == "offset":

@@ -52,6 +52,15 @@ def test_apply_layouts(channels: int, dtype: str, layout: str, mode: str) -> Non
     check_apply(image((2, channels, 18, 32), dtype, layout), (8, 16), "same", mode)
 
 
+@each_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_some_channels_of_a_channels_last_image(dtype: str, mode: str) -> None:
+    """Interleaved, but not side by side: the other channels lie between."""
+    x = Tensor(image((2, 8, 12, 32), dtype, "channels_last").storage[:, :4], dtype)
+    check_apply(x, (6, 16), "same", mode)
+    check_shuffle(x, (6, 16), 2, False, mode)
+
+
 def check_apply(x: Tensor, patch: tuple[int, ...], mask: str, mode: str) -> None:
     n, _, *size = x.storage.shape
     patches = data.rng(1).random((n, *patch_counts(size, patch))) < 0.6

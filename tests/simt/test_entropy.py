@@ -25,6 +25,7 @@ SHAPES = [
     ((1, 4, 70, 64), (64, 64)),  # few large patches: split
     ((0, 4, 16, 16), (8, 8)),
     ((1, 4, 3, 4), (100, 100)),  # a patch larger than the image
+    ((1, 4, 6, 32), (1, 16)),  # a lane a patch
 ]
 
 
@@ -70,6 +71,29 @@ def test_pool_counts(dtype: str, threshold: float, on_device: bool, mode: str) -
     assert_scores(scores, expected, dtype)
     if threshold == 0:
         np.testing.assert_array_equal(scores, 1.0)  # NaN counts
+
+
+@each_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [21, 22, 24, 40])
+def test_padded_rows(width: int, dtype: str, mode: str) -> None:
+    """Rows that begin at multiples of 16 bytes and need not end there."""
+    x = tensor(data.logits((2, 4, 9, width), seed=width), dtype, "padded")
+    scores, labels, _ = launchers.entropy_pool(x, (4, 8), labels="int64", mode=mode)
+    assert_scores(scores, reference.patch_scores(x.values, (4, 8)), dtype)
+    np.testing.assert_array_equal(labels, reference.labels(x.values))
+    np.testing.assert_allclose(launchers.entropy_map(x, mode=mode)[0], reference.entropy(x.values), rtol=0, atol=4e-7)
+    actual, _ = launchers.entropy_backward(x, scores, patch=(4, 8), mode=mode)
+    assert_gradient(actual, reference.entropy_backward(x.values, scores.astype(np.float64), patch=(4, 8)), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [4, 8])
+def test_channels_last_at_an_odd_address(classes: int, dtype: str) -> None:
+    x = tensor(data.logits((2, classes, 9, 11), seed=classes), dtype, "channels_last")
+    x.offset = x.storage.itemsize
+    scores, _, _ = launchers.entropy_pool(x, (4, 8))
+    assert_scores(scores, reference.patch_scores(x.values, (4, 8)), dtype)
 
 
 def test_pool_threshold_is_rounded_to_the_scores() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from . import data, launchers, reference
+from .driver import FORWARD
 from .launchers import LOSSES
 from .modes import each_mode
 from .tensors import DTYPES, LAYOUTS, Tensor, patch_counts, tensor
@@ -64,14 +65,15 @@ def assert_losses(actual: dict[str, float], expected: dict[str, float], dtype: s
 
 def check(x: Tensor, labels: np.ndarray, options: dict[str, Any], mode: str, **run: Any) -> None:
     actual, sums, _ = launchers.loss_forward(x, labels, **options, mode=mode, **run)
-    expected, expected_sums = reference.loss(x.values, labels, **options)
+    of_values = {k: v for k, v in options.items() if k != "labels_offset"}
+    expected, expected_sums = reference.loss(x.values, labels, **of_values)
     assert_losses(actual, expected, x.dtype)
     rtol = 1e-12 if x.dtype == "float64" else 2e-6
     np.testing.assert_allclose(sums, expected_sums, rtol=rtol, atol=rtol * 10)
 
     for grads in (GRADS, {"ce_visible": 1.0}):
         grad, _ = launchers.loss_backward(x, labels, expected_sums, grads, **options, mode=mode, **run)
-        expected_grad = reference.loss_backward(x.values, labels, grads, **options)
+        expected_grad = reference.loss_backward(x.values, labels, grads, **of_values)
         scale = np.abs(expected_grad).max()
         tolerance = {"float64": 1e-12, "float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}[x.dtype]
         np.testing.assert_allclose(
@@ -102,12 +104,34 @@ def test_loss_layouts(classes: int, layout: str, dtype: str, mode: str) -> None:
 
 
 @each_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("label", [np.uint8, np.int64])
+@pytest.mark.parametrize("width", [21, 24, 36, 48])
+def test_loss_of_labels_that_lie_oddly(width: int, label: type, dtype: str, mode: str) -> None:
+    """Padded rows of logits; labels side by side, at an odd address, and in padded rows of their own."""
+    x, labels, options = case((2, 4, 9, width), (4, 12), dtype, label=label, seed=width)
+    x = tensor(x.values, dtype, "padded")
+    check(x, labels, options, mode)
+    check(x, labels, {**options, "labels_offset": labels.itemsize}, mode)
+    wide = np.zeros((2, 9, 53), label)
+    wide[..., :width] = labels
+    check(x, wide[..., :width], options, mode)
+
+
+@each_mode
 @pytest.mark.parametrize("multiprocessors", [1, 3, 100])
 @pytest.mark.parametrize("classes", [4, 12])
 def test_loss_for_any_grid(multiprocessors: int, classes: int, mode: str) -> None:
     """Few blocks that loop over many pixels, or more blocks than pixels need."""
     x, labels, options = case((3, classes, 40, 36), (8, 12), "float32", label=np.uint8, seed=classes)
     check(x, labels, options, mode, multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("classes", [4, 12])
+def test_loss_of_many_blocks(classes: int) -> None:
+    """More blocks than the warp has lanes that adds them up."""
+    x, labels, options = case((2, classes, 96, 192), (32, 32), "float32", label=np.uint8)
+    check(x, labels, options, "plain", multiprocessors=100, runs=FORWARD)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -132,6 +156,17 @@ def test_loss_of_an_empty_region(masked: bool, classes: int) -> None:
     assert losses["ce_visible" if masked else "ce_masked"] == 0
     grad, _ = launchers.loss_backward(x, labels, sums, {"ce_visible" if masked else "ce_masked": 1.0}, **options)
     assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("classes", [4, 12])
+@pytest.mark.parametrize("masked", [False, True])
+def test_loss_of_a_region_of_weight_zero(masked: bool, classes: int) -> None:
+    """Pixels there are, but their weights add up to 0: no cross entropy, and no gradient of it, never NaN."""
+    x, labels, options = case((1, classes, 8, 16), (8, 8), "float32")
+    options["patches"] = np.array([[[masked, not masked]]])
+    options["weights"] = {**WEIGHTS, "denominator_offset": 0.0}
+    labels[:, :, :8] = 0  # the class of weight 0
+    check(x, labels, options, "plain")
 
 
 @pytest.mark.parametrize("classes", [4, 12])
@@ -184,3 +219,19 @@ def test_loss_of_impossible_classes(classes: int) -> None:
     masked = bool(options["patches"][0, 0, 0])
     assert np.isinf(losses["ce_masked" if masked else "ce_visible"])
     assert np.isfinite(losses["dice"])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("classes", [4, 12])
+def test_loss_of_a_class_of_weight_zero(classes: int, layout: str) -> None:
+    """Its pixels add nothing to the cross entropy, not even where the class cannot be."""
+    x, labels, options = case((1, classes, 8, 8), (4, 4), "float32")
+    x.storage[0, 0, ::2] = -np.inf
+    x = tensor(x.values, "float32", layout)
+    labels[0, ::2, ::3] = 0
+    assert options["class_weight"][0] == 0
+    losses, sums, _ = launchers.loss_forward(x, labels, **options)
+    expected, expected_sums = reference.loss(x.values, labels, **options)
+    assert_losses(losses, expected, "float32")
+    grad, _ = launchers.loss_backward(x, labels, sums, GRADS, **options)
+    assert np.isfinite(expected_sums).all() and np.isfinite(grad).all()

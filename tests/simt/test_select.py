@@ -44,8 +44,8 @@ each_float = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @each_rule
 @each_float
 def test_short_rows(rule: dict[str, Any], dtype: type, mode: str) -> None:
-    """Rows that share a block."""
-    for rows, length in ((1, 1), (3, 2), (5, 20), (7, 77), (2, 512)):
+    """Rows that share a block, or are shared by several."""
+    for rows, length in ((1, 1), (3, 2), (40, 5), (5, 20), (7, 77), (2, 512)):
         scores = data.scores(rows, length, seed=length, dtype=dtype)
         actual, _ = launchers.select(scores, **rule, mode=mode)
         np.testing.assert_array_equal(actual, reference.select(scores, **rule))
@@ -105,6 +105,17 @@ def test_ratio_on_the_device(length: int, value: float, dtype: str) -> None:
     given = tensor(np.array([value]), dtype)
     actual, _ = launchers.select(scores, ratio=given)
     np.testing.assert_array_equal(actual, reference.select(scores, ratio=float(given.values[0])))
+
+
+@pytest.mark.parametrize("length", [100, 1500])
+def test_ratio_and_hint_of_a_whole_number_of_patches(length: int) -> None:
+    """0.29 * 100 is 28.999999999999996; 29 patches are meant."""
+    scores = data.scores(1, length, seed=length)
+    assert int(0.29 * length) < 29 * length // 100
+    actual, _ = launchers.select(scores, ratio=0.29)
+    assert actual.sum() == 29 * length // 100
+    actual, _ = launchers.select(scores, ratio=0.75, hint=0.29)
+    assert actual.sum() == 46 * length // 100
 
 
 def test_min_score_on_the_device_is_rounded_to_the_scores() -> None:

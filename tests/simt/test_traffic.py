@@ -51,12 +51,14 @@ def atomics(counts: Counts) -> int:
     return sum(s["lanes"] for launch in counts.launches for s in launch["sites"] if s["access"] == "atomic")
 
 
-def mask_call(images: int, dtype: str, shape: tuple[int, ...] = (256, 256), **options: Any) -> tuple[Counts, int]:
+def mask_call(
+    images: int, dtype: str, labels_dtype: str = "uint8", shape: tuple[int, ...] = (256, 256)
+) -> tuple[Counts, int]:
     """patch_mask as the op runs it: pooling with selection, then masking. Its launches, and the least bytes to move."""
     logits = tensor(data.logits((images, 4, *shape), odd=False), dtype)
     image = tensor(data.rng(1).normal(size=(images, 1, *shape)), dtype)
     scores, patches, labels, first = launchers.entropy_pool_select(
-        logits, PATCH, ratio=0.75, hint=0.05, labels="uint8", **COUNT, **options
+        logits, PATCH, ratio=0.75, hint=0.05, labels=labels_dtype, **COUNT
     )
     grid = patches.reshape(scores.shape)
     out, mask, second = launchers.apply_mask(image, grid, PATCH, **COUNT)
@@ -67,7 +69,7 @@ def mask_call(images: int, dtype: str, shape: tuple[int, ...] = (256, 256), **op
 
 
 def loss_call(
-    images: int, dtype: str, labels_dtype: type = np.uint8, shape: tuple[int, ...] = (256, 256)
+    images: int, dtype: str, labels_dtype: str = "uint8", shape: tuple[int, ...] = (256, 256)
 ) -> tuple[Counts, int, Counts, int]:
     """The loss forward, then backward: launches and least bytes."""
     logits: Tensor = tensor(data.logits((images, 4, *shape), odd=False), dtype)
@@ -80,10 +82,14 @@ def loss_call(
     return forward, least + sums.nbytes + 16, backward, least + logits.storage.nbytes + sums.nbytes + 4
 
 
+each_label = pytest.mark.parametrize("labels", ["uint8", "int64"])
+
+
+@each_label
 @each_dtype
 @each_batch
-def test_traffic_of_patch_mask(images: int, dtype: str) -> None:
-    counts, least = mask_call(images, dtype)
+def test_traffic_of_patch_mask(images: int, dtype: str, labels: str) -> None:
+    counts, least = mask_call(images, dtype, labels)
     assert len(counts.launches) == 3
     assert least <= moved(counts) <= 1.05 * least
     assert sectors_ratio(counts) <= 1.1
@@ -91,10 +97,11 @@ def test_traffic_of_patch_mask(images: int, dtype: str) -> None:
     assert atomics(counts) == 0
 
 
+@each_label
 @each_dtype
 @each_batch
-def test_traffic_of_the_loss(images: int, dtype: str) -> None:
-    forward, least_forward, backward, least_backward = loss_call(images, dtype)
+def test_traffic_of_the_loss(images: int, dtype: str, labels: str) -> None:
+    forward, least_forward, backward, least_backward = loss_call(images, dtype, labels)
     assert len(forward.launches) == 2
     assert len(backward.launches) == 1
     assert least_forward <= moved(forward) <= 1.05 * least_forward
@@ -105,10 +112,36 @@ def test_traffic_of_the_loss(images: int, dtype: str) -> None:
     assert atomics(forward) == atomics(backward) == 0
 
 
-@pytest.mark.parametrize("labels", [np.uint8, np.int64])
-def test_counts_of_odd_sizes(labels: type) -> None:
+@each_dtype
+def test_traffic_of_the_other_ops(dtype: str) -> None:
+    """float32 beside 16-bit logits is read or written as 2 x 16 bytes a thread: half sectors in those requests."""
+    x = tensor(data.logits((2, 4, 256, 256), odd=False), dtype)
+    image = tensor(data.rng(1).normal(size=(2, 1, 256, 256)), dtype)
+    grad = data.rng(2).normal(size=(2, 256, 256)).astype(np.float32)
+    permutation = data.rng(3).permutation(2 * 16 * 16)
+    per_patch = np.ascontiguousarray(grad[:, ::16, ::16])
+    logits, pixels = x.storage.nbytes, grad.nbytes
+    cases = [
+        (launchers.entropy_map(x, **COUNT), logits + pixels, 1.34),
+        (launchers.entropy_backward(x, grad, **COUNT), 2 * logits + pixels, 1.21),
+        (launchers.entropy_backward(x, per_patch, patch=PATCH, **COUNT), 2 * logits + per_patch.nbytes, 1.0),
+        (
+            launchers.shuffle_patches(image, permutation, PATCH, **COUNT),
+            2 * image.storage.nbytes + permutation.nbytes,
+            1.0,
+        ),
+    ]
+    for (_, counts), least, sectors in cases:
+        assert len(counts.launches) == 1
+        assert least <= moved(counts) <= 1.05 * least
+        assert sectors_ratio(counts) <= (sectors if dtype == "bfloat16" else 1.0)
+        assert atomics(counts) == 0
+
+
+@each_label
+def test_counts_of_odd_sizes(labels: str) -> None:
     """No bound but that of memory: a row of odd length is not aligned, so that its sectors are shared with the next."""
-    counts, least = mask_call(1, "float32", (101, 99))
+    counts, least = mask_call(1, "float32", labels, (101, 99))
     assert moved(counts) < 1.2 * least
     forward, least, _, _ = loss_call(1, "float32", labels, (101, 99))
     assert moved(forward) < 2 * least

@@ -61,6 +61,7 @@ struct PoolArguments {
   Scalar threshold;
   F inverse_log;  // 1 / ln K
   bool count;
+  bool label_pairs;  // int64 labels, and lanes 2 m and 2 m + 1 take neighbours in a row
   int log_group;
 };
 
@@ -99,17 +100,34 @@ __device__ __forceinline__ double pixels_in(const PatchBox& box) {
   return static_cast<double>(box.extent[0]) * box.extent[1] * box.extent[2];
 }
 
-template <typename L, int N>
-__device__ __forceinline__ void store_label_row(void* labels, int64_t offset, const int32_t (&label)[N]) {
-  L row[N];
+// A row of labels that begins at pixel `offset`; `odd`: an odd vector of its patch row.
+template <typename F, int N>
+__device__ __forceinline__ void store_labels(const PoolArguments<F>& a, int64_t offset, int32_t (&label)[N], bool odd) {
+  if (a.label_dtype == LabelDtype::uint8) {
+    uint8_t row[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) row[i] = static_cast<L>(label[i]);
-  store(static_cast<L*>(labels) + offset, row);
+    for (int i = 0; i < N; ++i) row[i] = static_cast<uint8_t>(label[i]);
+    store(static_cast<uint8_t*>(a.labels) + offset, row);
+    return;
+  }
+  int64_t* const labels = static_cast<int64_t*>(a.labels) + offset;
+  if constexpr (N >= 4) {
+    if (a.label_pairs) {
+      store_pair(labels, label, odd);
+      return;
+    }
+  }
+  int64_t row[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) row[i] = label[i];
+  store(labels, row);
 }
 
 // Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
-constexpr int pool_blocks = S::pixels <= 4 && S::classes > 0 && S::classes <= 4 ? 6 : 3;
+constexpr int pool_blocks = S::classes == 0 || S::classes > 4 ? 3
+                            : S::pixels > 4                   ? 4
+                                                              : 6;
 
 template <typename S>
 __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments<typename S::F> a) {
@@ -117,15 +135,12 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
   using F = typename S::F;
   __shared__ double warp_sum[pool_threads / 32];
   const int group = 1 << a.log_group, lane = threadIdx.x & (group - 1);
-  const int64_t unit =
-      (static_cast<int64_t>(blockIdx.x) * pool_threads + static_cast<int64_t>(threadIdx.x)) >> a.log_group;
+  const int32_t units_a_block = pool_threads >> a.log_group;
+  const int64_t unit = static_cast<int64_t>(blockIdx.x) * units_a_block + (threadIdx.x >> a.log_group);
   double sum = 0;
-  PatchBox box{};
-  int64_t patch = 0;
   if (unit < a.units) {
     int32_t part;
-    patch = a.parts.split(unit, &part);
-    box = patch_box(a.finish, patch);
+    const PatchBox box = patch_box(a.finish, a.parts.split(unit, &part));
     const Divider& columns = a.columns[box.last[2]];
     const Divider& height = a.height[box.last[1]];
     const F threshold = static_cast<F>(a.count ? read_scalar(a.threshold) : 0);
@@ -156,11 +171,7 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
 
       if (a.label_dtype != LabelDtype::none) {
         const int64_t pixel = ((box.n * a.finish.size[0] + d) * a.finish.size[1] + h) * a.finish.size[2] + w;
-        if (a.label_dtype == LabelDtype::uint8) {
-          store_label_row<uint8_t>(a.labels, pixel, label);
-        } else {
-          store_label_row<int64_t>(a.labels, pixel, label);
-        }
+        store_labels(a, pixel, label, (v & 1) != 0);
       }
     }
   }
@@ -175,8 +186,8 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
   if (lane == 0 && unit < a.units) {
     if (a.partials != nullptr) {
       a.partials[unit] = sum;
-    } else {
-      static_cast<F*>(a.finish.scores)[patch] = static_cast<F>(sum / pixels_in(box));
+    } else {  // a patch is one part; its box again, so that no register holds it over the loop
+      static_cast<F*>(a.finish.scores)[unit] = static_cast<F>(sum / pixels_in(patch_box(a.finish, unit)));
     }
   }
 }
@@ -229,6 +240,8 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
     // About 16 pixels a lane: enough lanes to have the loads in flight, few enough to spare divisions and shuffles.
     const int64_t lanes = split.rows * a.columns[0].divisor * S::pixels / 16;
     while (a.log_group < 7 && (int64_t{1} << a.log_group) < lanes) ++a.log_group;
+    a.label_pairs = p.label_dtype == LabelDtype::int64 && a.log_group > 0 && a.columns[0].divisor % 2 == 0 &&
+                    a.columns[1].divisor % 2 == 0;
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.units << a.log_group, pool_threads)));
     return launch(entropy_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
   });

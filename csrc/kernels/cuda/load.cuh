@@ -99,6 +99,51 @@ __device__ __forceinline__ void load_row(T (&out)[N], const T* __restrict__ p, i
   }
 }
 
+// Lanes 2 m and 2 m + 1 (`odd`) hold a row each of a 2 x 2 matrix, and get a column. No other lane takes part.
+template <typename T>
+__device__ __forceinline__ void transpose_pair(T& first, T& second, bool odd) {
+  const T got = __shfl_xor_sync(3u << (threadIdx.x & 30), odd ? first : second, 1);
+  first = odd ? got : first;
+  second = odd ? second : got;
+}
+
+// N values of 8 bytes a lane, `map`ped to 4: those of lanes 2 m and 2 m + 1 lie side by side, and of each 32-byte
+// sector the first lane reads one half, the second the other, so that no request takes half sectors. Then they swap.
+template <int N, typename Map>
+__device__ __forceinline__ void load_pair(int32_t (&out)[N], const int64_t* __restrict__ own, bool odd,
+                                          const Map& map) {
+  const int64_t* const both = odd ? own - N : own;
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    int64_t half[2];
+    load(half, both + i + 2 * odd);
+    out[i] = map(half[0]);
+    out[i + 1] = map(half[1]);
+    load(half, both + N + i + 2 * odd);
+    out[i + 2] = map(half[0]);
+    out[i + 3] = map(half[1]);
+  }
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    transpose_pair(out[i], out[i + 2], odd);
+    transpose_pair(out[i + 1], out[i + 3], odd);
+  }
+}
+
+// The other way round; `in` is left swapped.
+template <int N>
+__device__ __forceinline__ void store_pair(int64_t* own, int32_t (&in)[N], bool odd) {
+  int64_t* const both = odd ? own - N : own;
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    transpose_pair(in[i], in[i + 2], odd);
+    transpose_pair(in[i + 1], in[i + 3], odd);
+    const int64_t first[2] = {in[i], in[i + 1]}, second[2] = {in[i + 2], in[i + 3]};
+    store(both + i + 2 * odd, first);
+    store(both + N + i + 2 * odd, second);
+  }
+}
+
 // How a thread reads pixels and their classes.
 enum class Layout {
   planes,  // neighbours along the width lie side by side: 16 bytes of pixels a class

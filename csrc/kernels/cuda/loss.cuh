@@ -13,7 +13,8 @@ struct LossArguments {
   const void* class_weight;  // [K], float32 (float64), or nullptr
   Strides logits_stride, labels_stride;
   LabelDtype label_dtype;
-  bool label_rows;  // a thread's labels lie side by side, aligned
+  bool label_rows;   // a thread's labels lie side by side, aligned
+  bool label_pairs;  // int64, and so do those of lanes 2 m and 2 m + 1
   int64_t classes;
   PixelIndex index;
   PatchLookup lookup;
@@ -23,20 +24,19 @@ template <typename S>
 LossArguments loss_arguments(const LossParams& p) {
   const bool rows = rows_together(p.labels, p.labels_stride, p.batch, p.grid.size, S::pixels,
                                   p.label_dtype == LabelDtype::uint8 ? 1 : 8);
-  return {p.logits,           p.labels,      p.patches, p.class_weight, p.logits_stride,
-          p.labels_stride,    p.label_dtype, rows,      p.classes,      PixelIndex(p.batch, p.grid.size, S::pixels),
+  const bool pairs = rows && p.label_dtype == LabelDtype::int64 && p.grid.size[2] % (2 * S::pixels) == 0;
+  return {p.logits,
+          p.labels,
+          p.patches,
+          p.class_weight,
+          p.logits_stride,
+          p.labels_stride,
+          p.label_dtype,
+          rows,
+          pairs,
+          p.classes,
+          PixelIndex(p.batch, p.grid.size, S::pixels),
           PatchLookup(p.grid)};
-}
-
-template <typename L, int N>
-__device__ __forceinline__ void read_label_row(int32_t (&label)[N], const LossArguments& a, int64_t offset) {
-  L row[N];
-  load_row(row, static_cast<const L*>(a.labels) + offset, a.labels_stride.w, a.label_rows);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int64_t value = static_cast<int64_t>(row[i]);
-    label[i] = value >= 0 && value < a.classes ? static_cast<int32_t>(value) : -1;
-  }
 }
 
 // The labels of a thread's pixels, -1 for one outside [0, K).
@@ -45,10 +45,24 @@ __device__ __forceinline__ void read_labels(int32_t (&label)[N], const LossArgum
                                             const PixelIndex::Position& at) {
   const int64_t offset = offset_of(a.labels_stride, at.n, at.d, at.h, at.w);
   if (a.label_dtype == LabelDtype::uint8) {
-    read_label_row<uint8_t>(label, a, offset);
-  } else {
-    read_label_row<int64_t>(label, a, offset);
+    uint8_t row[N];
+    load_row(row, static_cast<const uint8_t*>(a.labels) + offset, a.labels_stride.w, a.label_rows);
+#pragma unroll
+    for (int i = 0; i < N; ++i) label[i] = row[i] < a.classes ? row[i] : -1;
+    return;
   }
+  const int64_t* labels = static_cast<const int64_t*>(a.labels) + offset;
+  const auto narrow = [&](int64_t value) { return value >= 0 && value < a.classes ? static_cast<int32_t>(value) : -1; };
+  if constexpr (N >= 4) {
+    if (a.label_pairs) {
+      load_pair(label, labels, (at.w & N) != 0, narrow);
+      return;
+    }
+  }
+  int64_t row[N];
+  load_row(row, labels, a.labels_stride.w, a.label_rows);
+#pragma unroll
+  for (int i = 0; i < N; ++i) label[i] = narrow(row[i]);
 }
 
 __device__ __forceinline__ bool is_masked(const LossArguments& a, const PixelIndex::Position& at) {

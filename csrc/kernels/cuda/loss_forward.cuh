@@ -60,7 +60,10 @@ __global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks
       for (int p = 0; p < S::pixels; ++p) {
         F logit = 0, d[K];
 #pragma unroll
-        for (int k = 0; k < K; ++k) logit = label[p] == k ? x[k][p] : logit;
+        for (int k = 0; k < K; ++k) {
+          const F value = x[k][p];  // read in any case: x[label][p] would put x into local memory
+          logit = label[p] == k ? value : logit;
+        }
         const Softmax<F> r = exponentials(x, d, p, a.classes);
         add_cross_entropy(entropy, a, r, logit, label[p], masked);
         const F scale = r.scale();

@@ -20,10 +20,11 @@ TileArguments<F> tile_arguments(const SelectParams& p, void* workspace, size_t* 
 
 template <typename F, bool FINISH>
 cudaError_t launch_rank(const SelectParams& p, const PoolFinish& finish, cudaStream_t stream) {
-  const int64_t rows_a_block = rank_limit / p.length;
-  const dim3 blocks(static_cast<unsigned>(ceil_div(p.rows, rows_a_block)));
+  const int64_t rows_a_block = FINISH ? rank_limit / p.length : p.length < rank_elements ? rank_elements / p.length : 1;
+  const int64_t slices = FINISH ? 1 : ceil_div(rows_a_block * p.length, rank_elements);
+  const dim3 blocks(static_cast<unsigned>(ceil_div(p.rows, rows_a_block) * slices));
   return launch(select_rank_kernel<F, FINISH>, blocks, dim3(rank_threads), 0, stream, static_cast<const F*>(p.scores),
-                p.patches, p.rows, static_cast<int32_t>(rows_a_block), Rule(p), finish);
+                p.patches, p.rows, static_cast<int32_t>(rows_a_block), static_cast<int32_t>(slices), Rule(p), finish);
 }
 
 template <typename F>

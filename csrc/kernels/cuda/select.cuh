@@ -194,13 +194,12 @@ struct RadixScratch {
 };
 
 // One block's radix select: the key of the given rank among those whose bits from `bits` up are those of `prefix`;
-// `less` are below all of these. keys(i) is the key of element i; `known` bits of the prefix are already found.
+// `less` are below all of these. keys(i) is the key of element i. A digit's counts have been read when locate returns.
 template <typename K, typename Keys>
 __device__ __forceinline__ Ranked<K> radix_select(const Keys& keys, int64_t length, K prefix, int bits, int64_t less,
                                                   int64_t rank, RadixScratch* scratch) {
   Ranked<K> r{prefix, less, 0};
   for (int shift = bits - 8; shift >= 0; shift -= 8) {
-    __syncthreads();  // the last digit's counts have been read
     for (int bin = threadIdx.x; bin < digit_bins; bin += blockDim.x) scratch->histogram[bin] = 0;
     __syncthreads();
     for (int64_t base = 0; base < length; base += blockDim.x) {

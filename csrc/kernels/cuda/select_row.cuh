@@ -1,7 +1,8 @@
 // Selection in rows that one block holds: one launch.
 //
-// Up to rank_limit patches a row each thread counts the rank of its own element against all others: P^2 comparisons,
-// but no barrier, and many rows share a block. Longer rows that fit shared memory take a radix select, a block each.
+// Up to rank_limit patches a row the rank of each element is counted against all others: P^2 comparisons, but no
+// barrier. A few lanes share an element, and a few blocks a row, so that a batch of a few images keeps the whole chip
+// busy; short rows share a block. Longer rows that fit shared memory take a radix select, a block each.
 #pragma once
 
 #include "entropy_pool.cuh"
@@ -9,19 +10,22 @@
 
 namespace entmask::cuda {
 
-constexpr int rank_threads = 256;
+constexpr int rank_threads = 256, rank_lanes = 8;  // that share an element
+constexpr int rank_elements = rank_threads / rank_lanes;
 constexpr int64_t row_block_threads = 512;  // at most
 
-// FINISH: the scores are first added up from the parts of split patches, and written.
+// `slices` blocks take the elements of the same rows in turn. FINISH: the scores are first added up from the parts of
+// split patches, and written; one slice then.
 template <typename F, bool FINISH>
-__global__ void __launch_bounds__(rank_threads)
+__global__ void __launch_bounds__(rank_threads, 4)
     select_rank_kernel(const F* __restrict__ scores,  // [rows, P]; unread with FINISH
                        bool* __restrict__ patches,    // [rows, P]
-                       int64_t rows, int32_t rows_a_block, Rule rule, PoolFinish finish) {
+                       int64_t rows, int32_t rows_a_block, int32_t slices, Rule rule, PoolFinish finish) {
   using K = Key<F>;
   __shared__ K keys[rank_limit];
-  const int32_t length = static_cast<int32_t>(rule.length);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * rows_a_block, first = first_row * length;
+  const int32_t length = static_cast<int32_t>(rule.length), group = static_cast<int32_t>(blockIdx.x) / slices;
+  const int32_t slice = static_cast<int32_t>(blockIdx.x) - group * slices;
+  const int64_t first_row = static_cast<int64_t>(group) * rows_a_block, first = first_row * length;
   const int32_t held = static_cast<int32_t>(rows - first_row < rows_a_block ? rows - first_row : rows_a_block) * length;
   if constexpr (FINISH) {
     for (int32_t i = threadIdx.x / 32; i < held; i += rank_threads / 32) {
@@ -36,25 +40,40 @@ __global__ void __launch_bounds__(rank_threads)
   }
   __syncthreads();
   const K limit = rule.limit<F>();
-  for (int32_t i = threadIdx.x; i < held; i += rank_threads) {
-    const K own = keys[i];
-    const int32_t row = i - i % length;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % rank_lanes;
+  for (int32_t base = slice * rank_elements; base < held; base += slices * rank_elements) {
+    const int32_t i = base + static_cast<int32_t>(threadIdx.x) / rank_lanes;
+    const bool inside = i < held;
+    const int32_t row = inside ? i - i % length : 0;
+    const K own = keys[inside ? i : 0];
     int32_t less = 0, equal = 0, before = 0, passing = 0;
-    for (int32_t j = row; j < row + length; ++j) {
+    for (int32_t j = row + lane; j < row + length; j += rank_lanes) {
       const K key = keys[j];
       less += key < own;
       equal += key == own;
       before += key == own && j < i;
       passing += rule.passes(key, limit);
     }
-    patches[first + i] = masked_by_rank(rule, chosen(rule, passing), less, equal, before);
+    less = sum_lanes(less, rank_lanes);
+    equal = sum_lanes(equal, rank_lanes);
+    before = sum_lanes(before, rank_lanes);
+    passing = sum_lanes(passing, rank_lanes);
+    if (inside && lane == 0) {
+      patches[first + i] = masked_by_rank(rule, chosen(rule, passing), less, equal, before);
+    }
   }
 }
 
+// Blocks a multiprocessor that the registers must leave room for; 0: as the compiler sees fit, which with 64-bit keys
+// would cost spills.
 template <typename F>
-__global__ void __launch_bounds__(row_block_threads) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                                                                         bool* __restrict__ patches,    // [rows, P]
-                                                                         Rule rule) {
+constexpr int row_blocks = sizeof(F) == 8 ? 1 : 0;
+
+template <typename F>
+__global__ void __launch_bounds__(row_block_threads, row_blocks<F>)
+    select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                        bool* __restrict__ patches,    // [rows, P]
+                        Rule rule) {
   using K = Key<F>;
   DYNAMIC_SHARED(K, keys);  // [P]
   __shared__ RadixScratch radix;
