@@ -126,3 +126,11 @@ def test_log1p(call, dtype):
     error = np.abs(call("log1p", x) - exact)
     assert (error <= 2 * float(np.finfo(dtype).eps) * exact).all(), x[(error / np.maximum(exact, 1e-300)).argmax()]
     assert np.isnan(call("log1p", np.array([np.nan], dtype))).all()
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no aarch64 cross compiler")
+@pytest.mark.parametrize("source", sorted((CSRC / "kernels" / "cpu").glob("*.cpp")), ids=lambda path: path.stem)
+def test_compiles_for_arm(source, tmp_path):
+    flags = [*extension.KERNEL_FLAGS, "-O0", "-Werror", "-DENTMASK_ISA=baseline"]
+    command = ["aarch64-linux-gnu-g++", *flags, "-c", str(source), "-o", str(tmp_path / "kernel.o")]
+    subprocess.run(command, check=True)
