@@ -13,7 +13,7 @@ from build_backend import extension
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 FUNCTIONS = """
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/exp_log.h"
 using namespace entmask::cpu::ENTMASK_ISA;
 
 template <class T, class F>
@@ -41,7 +41,7 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float"
 
 @pytest.fixture(scope="module", params=ISAS)
 def call(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """call(name, x): the function of simd.h on an array, compiled as the build compiles the kernels."""
+    """call(name, x): the function of exp_log.h on an array, compiled as the build compiles the kernels."""
     isa, compiler = request.param, shutil.which("g++") or shutil.which("c++")
     running = entmask_ext._C.build_info()["cpu_isa"]
     if ISAS.index(isa) > ISAS.index(running):

@@ -7,7 +7,7 @@
 // relative accuracy. One log a pixel, and one exp less than there are classes.
 #pragma once
 
-#include "simd.h"
+#include "exp_log.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 
