@@ -109,6 +109,15 @@ def test_number_of_classes(classes: int, dtype: torch.dtype, device: str) -> Non
 
 
 @devices
+@pytest.mark.parametrize("classes", [17, 128, 129, 2048])
+def test_a_tall_patch_that_knows_nothing(classes: int, device: str) -> None:
+    """The product of so many 1 + z would leave float32, were it never ended."""
+    scores = entmask_ext.patch_scores(torch.zeros(1, classes, 48, 20, device=device), (48, 10))
+    assert_scores_close(scores, torch.ones_like(scores))
+    assert scores.max() <= 1
+
+
+@devices
 @dtypes
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_special_values(layout: str, dtype: torch.dtype, device: str) -> None:

@@ -118,7 +118,7 @@ ENTMASK_INLINE void add_exp<float>(Vec<float> d, Vec<float>& z, Vec<float>& s) {
 }
 #endif
 
-// ln(u), u in [1, 2^24): u = 2^e m, m in [2/3, 4/3).
+// ln(u), u >= 1 and finite: u = 2^e m, m in [2/3, 4/3).
 template <class T>
 ENTMASK_INLINE Vec<T> log_from_one(Vec<T> u) {
   using E = ExpLog<T>;
