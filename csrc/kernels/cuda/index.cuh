@@ -84,19 +84,20 @@ struct PixelIndex {
   }
 };
 
-// The patch that a pixel is in.
+// The patch that a pixel is in: `stride` patches lie between an image's first and the next's.
 struct PatchLookup {
   Divider patch[3];
-  int64_t count[3];
+  int64_t count[3], stride;
 
-  explicit PatchLookup(const Grid& grid) {
+  explicit PatchLookup(const Grid& grid) : PatchLookup(grid, patches_of(grid)) {}
+  PatchLookup(const Grid& grid, int64_t stride_) : stride(stride_) {
     for (int axis = 0; axis < 3; ++axis) {
       patch[axis] = Divider(grid.patch[axis] < grid.size[axis] ? grid.patch[axis] : grid.size[axis]);
       count[axis] = grid.count[axis];
     }
   }
   __device__ __forceinline__ int64_t operator()(int64_t n, int32_t d, int32_t h, int32_t w) const {
-    return ((n * count[0] + patch[0].divide(d)) * count[1] + patch[1].divide(h)) * count[2] + patch[2].divide(w);
+    return n * stride + (patch[0].divide(d) * count[1] + patch[1].divide(h)) * count[2] + patch[2].divide(w);
   }
 };
 

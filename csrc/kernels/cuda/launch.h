@@ -23,13 +23,7 @@ cudaError_t entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream
 size_t select_workspace(const SelectParams& p);
 cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream);
 
-// entropy_pool, then select on its scores, in the fewest launches: a few large patches are pooled in parts, which
-// entropy_pool adds up with a second launch and this one within the selection. select.scores must be pool.scores.
-size_t entropy_pool_select_workspace(const EntropyPoolParams& pool, const SelectParams& select);
-cudaError_t entropy_pool_select(const EntropyPoolParams& pool, const SelectParams& select, void* workspace,
-                                cudaStream_t stream);
-
-cudaError_t apply_mask(const ApplyParams& p, cudaStream_t stream);
+cudaError_t where(const WhereParams& p, cudaStream_t stream);
 
 size_t loss_forward_workspace(const LossParams& p);
 cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);

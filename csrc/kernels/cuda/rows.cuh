@@ -1,4 +1,4 @@
-// Moving image rows about patch by patch, for apply and shuffle: which rows there are and in what steps they are moved.
+// Moving image rows about patch by patch, for where and shuffle: which rows there are and in what steps they are moved.
 //
 // Only the size of an element matters, not its dtype. A channels_last row is taken as one channel's row of W * C
 // elements whose patches are pw * C wide, so that both layouts move 16 bytes a thread.
@@ -10,56 +10,41 @@ namespace entmask::cuda {
 
 constexpr int row_threads = 256;
 
-template <int BYTES>
-using Element = std::conditional_t<BYTES == 2, uint16_t, std::conditional_t<BYTES == 4, uint32_t, uint64_t>>;
+// A tensor [N, C, D, H, W] that takes part. data == nullptr: there is none, which fits any rows.
+template <typename E>
+struct RowTensor {
+  E* data;
+  Strides stride;
+};
 
-inline int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
-// The bits of `value` in the dtype.
-inline uint64_t bits_of(double value, Dtype dtype) {
-  uint64_t bits = 0;
-  const float single = static_cast<float>(value);
-  if (dtype == Dtype::float64) {
-    memcpy(&bits, &value, sizeof(value));
-  } else if (dtype == Dtype::float32) {
-    memcpy(&bits, &single, sizeof(single));
-  } else if (dtype == Dtype::float16) {
-    const __half half = __float2half(single);
-    memcpy(&bits, &half, sizeof(half));
-  } else {
-    const __nv_bfloat16 half = __float2bfloat16(single);
-    memcpy(&bits, &half, sizeof(half));
-  }
-  return bits;
-}
-
-// Rows of [N, C, D, H, W] as they are read and written.
+// The rows that all of the tensors have.
 struct Rows {
-  Strides in, out;
   int64_t channels, width, patch_width;
   bool vector;  // 16 bytes at a time, never across patches
 
-  Rows(const void* from, const void* to, const Strides& in_, const Strides& out_, int64_t batch, int64_t channels_,
-       const Grid& grid, int bytes)
-      : in(in_),
-        out(out_),
-        channels(channels_),
+  // Strides become those of the rows.
+  template <typename... E>
+  Rows(int64_t batch, int64_t channels_, const Grid& grid, RowTensor<E>&... tensors)
+      : channels(channels_),
         width(grid.size[2]),
         patch_width(grid.patch[2] < grid.size[2] ? grid.patch[2] : grid.size[2]) {
-    const auto interleaved = [&](const Strides& s) { return s.c == 1 && (s.w == channels || width == 1); };
-    if (channels > 1 && interleaved(in) && interleaved(out)) {
+    constexpr int64_t axis_limit = int64_t{1} << 31;
+    const auto interleaved = [&](const auto& t) {
+      return t.data == nullptr || (t.stride.c == 1 && (t.stride.w == channels || width == 1));
+    };
+    if (channels > 1 && channels * width < axis_limit && (interleaved(tensors) && ...)) {
       width *= channels;
       patch_width *= channels;
       channels = 1;
-      in.w = out.w = 1;
+      ((tensors.stride.w = 1), ...);
     }
-    const int64_t step = 16 / bytes;
-    const auto aligned = [&](const void* p, const Strides& s) {
-      return reinterpret_cast<uintptr_t>(p) % 16 == 0 && s.w == 1 &&
-             steps_are_multiples(s, batch, channels, grid.size, step, Layout::planes);
+    const auto fits = [&](const auto& t) {
+      constexpr int64_t step = 16 / sizeof(*t.data);
+      return t.data == nullptr || (width % step == 0 && (grid.count[2] == 1 || patch_width % step == 0) &&
+                                   reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride.w == 1 &&
+                                   steps_are_multiples(t.stride, batch, channels, grid.size, step, Layout::planes));
     };
-    vector =
-        width % step == 0 && (grid.count[2] == 1 || patch_width % step == 0) && aligned(from, in) && aligned(to, out);
+    vector = (fits(tensors) && ...);
   }
 };
 
@@ -89,17 +74,20 @@ struct RowIndex {
   }
 };
 
-// Calls fn(Element{}) for the size of the dtype.
+// Calls fn(E{}) for an element of so many bytes.
 template <typename Fn>
-cudaError_t with_element(Dtype dtype, const Fn& fn) {
-  switch (bytes_of(dtype)) {
+cudaError_t with_element(int64_t bytes, const Fn& fn) {
+  switch (bytes) {
+    case 1:
+      return fn(uint8_t{});
     case 2:
-      return fn(Element<2>{});
+      return fn(uint16_t{});
     case 4:
-      return fn(Element<4>{});
-    default:
-      return fn(Element<8>{});
+      return fn(uint32_t{});
+    case 8:
+      return fn(uint64_t{});
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace entmask::cuda

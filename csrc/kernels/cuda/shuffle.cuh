@@ -6,12 +6,26 @@
 
 namespace entmask::cuda {
 
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+inline uint64_t nan_bits(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64:
+      return 0x7ff8000000000000;
+    case Dtype::float32:
+      return 0x7fc00000;
+    case Dtype::float16:
+      return 0x7e00;
+    default:
+      return 0x7fc0;
+  }
+}
+
 template <typename E>
 struct ShuffleArguments {
-  const E* x;                  // [N, C, D, H, W]
-  E* out;                      // [N, C, D, H, W]
+  RowTensor<const E> x;
+  RowTensor<E> out;
   const int64_t* permutation;  // [group * P]
-  Strides x_stride, out_stride;
   RowIndex rows;
   Divider group, patches, count[3], patch[3];
   int64_t entries;
@@ -49,34 +63,36 @@ __global__ void __launch_bounds__(row_threads) shuffle_kernel(ShuffleArguments<E
   E value[STEP];
   if (a.inverse) {
     if (!valid) return;
-    load(value, a.x + here(a.x_stride));
-    store(a.out + elsewhere(a.out_stride), value);
+    load(value, a.x.data + here(a.x.stride));
+    store(a.out.data + elsewhere(a.out.stride), value);
   } else {
 #pragma unroll
     for (int k = 0; k < STEP; ++k) value[k] = a.nan;
-    if (valid) load(value, a.x + elsewhere(a.x_stride));
-    store(a.out + here(a.out_stride), value);
+    if (valid) load(value, a.x.data + elsewhere(a.x.stride));
+    store(a.out.data + here(a.out.stride), value);
   }
 }
 
-template <typename E, int STEP>
-cudaError_t launch_shuffle(const ShuffleParams& p, const Rows& rows, cudaStream_t stream) {
+template <typename E>
+cudaError_t launch_shuffle(const ShuffleParams& p, cudaStream_t stream) {
+  constexpr int step = 16 / static_cast<int>(sizeof(E));
+  RowTensor<const E> x{static_cast<const E*>(p.x), p.x_stride};
+  RowTensor<E> out{static_cast<E*>(p.out), p.out_stride};
   const Grid& g = p.grid;
-  const ShuffleArguments<E> a{static_cast<const E*>(p.x),
-                              static_cast<E*>(p.out),
+  const Rows rows(p.batch, p.channels, g, x, out);
+  const ShuffleArguments<E> a{x,
+                              out,
                               p.permutation,
-                              rows.in,
-                              rows.out,
-                              RowIndex(p.batch, rows, g, STEP),
+                              RowIndex(p.batch, rows, g, rows.vector ? step : 1),
                               Divider(p.group),
                               Divider(patches_of(g)),
                               {Divider(g.count[0]), Divider(g.count[1]), Divider(g.count[2])},
                               {Divider(g.patch[0]), Divider(g.patch[1]), Divider(rows.patch_width)},
                               p.group * patches_of(g),
                               p.inverse,
-                              static_cast<E>(bits_of(NAN, p.dtype))};
+                              static_cast<E>(nan_bits(p.dtype))};
   const dim3 blocks(static_cast<unsigned>(ceil_div(a.rows.total, row_threads)));
-  return launch(shuffle_kernel<E, STEP>, blocks, dim3(row_threads), 0, stream, a);
+  return launch(rows.vector ? shuffle_kernel<E, step> : shuffle_kernel<E, 1>, blocks, dim3(row_threads), 0, stream, a);
 }
 
 }  // namespace entmask::cuda
