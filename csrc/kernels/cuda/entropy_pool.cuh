@@ -4,8 +4,7 @@
 // that small patches share a warp and neighbouring lanes read neighbouring bytes. A lane adds a vector's entropies
 // pairwise, its vectors in double; then the group adds its lanes in a fixed order. A few large patches would leave most
 // multiprocessors idle: their rows are split over several groups, which leave partial sums in the workspace. They are
-// added by a second small launch, or by the selection that follows (select.cuh): a counter that tells the last block
-// would have to be zeroed by a launch of its own.
+// added by a second small launch: a counter that tells the last block would have to be zeroed by a launch of its own.
 #pragma once
 
 #include "launch.h"
@@ -58,8 +57,8 @@ struct PoolArguments {
   Divider columns[2];  // vectors a row; [1]: of the last patch along the width
   Divider height[2];   // rows; [1]: of the last patch along the height
   int64_t part_rows;
-  Scalar threshold;
-  F inverse_log;  // 1 / ln K
+  Number threshold;  // a row is an image
+  F inverse_log;     // 1 / ln K
   bool count;
   bool label_pairs;  // int64 labels, and lanes 2 m and 2 m + 1 take neighbours in a row
   int log_group;
@@ -143,7 +142,8 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
     const PatchBox box = patch_box(a.finish, a.parts.split(unit, &part));
     const Divider& columns = a.columns[box.last[2]];
     const Divider& height = a.height[box.last[1]];
-    const F threshold = static_cast<F>(a.count ? read_scalar(a.threshold) : 0);
+    F threshold = static_cast<F>(a.count ? read_number(a.threshold, box.n) : 0);
+    if (threshold != threshold) threshold = INFINITY;  // no entropy reaches it, and a pixel of NaN still counts
 
     int64_t rows = static_cast<int64_t>(box.extent[0]) * box.extent[1] - part * a.part_rows;
     if (rows > a.part_rows) rows = a.part_rows;
@@ -192,20 +192,15 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
   }
 }
 
-// A warp adds up a patch's parts; every lane returns the score.
-template <typename F>
-__device__ __forceinline__ F finished_score(const PoolFinish& f, int64_t patch) {
-  double sum = 0;
-  for (int64_t part = threadIdx.x & 31; part < f.parts; part += 32) sum += f.partials[patch * f.parts + part];
-  return static_cast<F>(sum_lanes(sum) / pixels_in(patch_box(f, patch)));
-}
-
+// A warp adds up a patch's parts.
 template <typename F>
 __global__ void __launch_bounds__(pool_threads) entropy_pool_finish_kernel(PoolFinish f, int64_t patches) {
   const int64_t patch = static_cast<int64_t>(blockIdx.x) * (pool_threads / 32) + threadIdx.x / 32;
   if (patch >= patches) return;  // a whole warp
-  const F score = finished_score<F>(f, patch);
-  if ((threadIdx.x & 31) == 0) static_cast<F*>(f.scores)[patch] = score;
+  double sum = 0;
+  for (int64_t part = threadIdx.x & 31; part < f.parts; part += 32) sum += f.partials[patch * f.parts + part];
+  sum = sum_lanes(sum);
+  if ((threadIdx.x & 31) == 0) static_cast<F*>(f.scores)[patch] = static_cast<F>(sum / pixels_in(patch_box(f, patch)));
 }
 
 template <typename T>
@@ -251,9 +246,5 @@ extern template cudaError_t launch_entropy_pool<__half>(const EntropyPoolParams&
                                                         cudaStream_t);
 extern template cudaError_t launch_entropy_pool<__nv_bfloat16>(const EntropyPoolParams&, const PoolSplit&, double*,
                                                                cudaStream_t);
-
-// Queues the pooling alone: split patches still have to be finished.
-cudaError_t entropy_pool_parts(const EntropyPoolParams& p, const PoolSplit& split, void* workspace,
-                               cudaStream_t stream);
 
 }  // namespace entmask::cuda

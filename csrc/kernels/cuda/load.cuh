@@ -29,21 +29,22 @@ __device__ __forceinline__ T narrow(Compute<T> v) {
   }
 }
 
-__device__ __forceinline__ double read_number(const void* p, Dtype dtype) {
-  switch (dtype) {
+__device__ __forceinline__ double read_number(const Number& number, int64_t row) {
+  if (number.data == nullptr) return number.value;
+  const int64_t i = row * number.stride;
+  switch (number.dtype) {
     case Dtype::float32:
-      return *static_cast<const float*>(p);
+      return static_cast<const float*>(number.data)[i];
     case Dtype::float64:
-      return *static_cast<const double*>(p);
+      return static_cast<const double*>(number.data)[i];
     case Dtype::float16:
-      return widen(*static_cast<const __half*>(p));
+      return widen(static_cast<const __half*>(number.data)[i]);
     case Dtype::bfloat16:
-      return widen(*static_cast<const __nv_bfloat16*>(p));
+      return widen(static_cast<const __nv_bfloat16*>(number.data)[i]);
+    case Dtype::int64:
+      return static_cast<double>(static_cast<const int64_t*>(number.data)[i]);
   }
   return NAN;
-}
-__device__ __forceinline__ double read_scalar(const Scalar& s) {
-  return s.device == nullptr ? s.value : read_number(s.device, s.dtype);
 }
 
 template <int BYTES>
@@ -303,7 +304,7 @@ cudaError_t with_shape(Layout layout, int64_t classes, const Fn& fn) {
   }
 }
 
-// Calls fn(T{}) for the dtype.
+// Calls fn(T{}) for the dtype of a tensor.
 template <typename Fn>
 cudaError_t with_dtype(Dtype dtype, const Fn& fn) {
   switch (dtype) {
@@ -315,6 +316,8 @@ cudaError_t with_dtype(Dtype dtype, const Fn& fn) {
       return fn(__half{});
     case Dtype::bfloat16:
       return fn(__nv_bfloat16{});
+    case Dtype::int64:
+      break;
   }
   return cudaErrorInvalidValue;
 }

@@ -65,6 +65,16 @@ __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t 
 #endif
 }
 
+// a * b, rounded: not contracted with a sum that it goes into.
+__device__ __forceinline__ double rounded_product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  const volatile double product = a * b;
+  return product;
+#endif
+}
+
 // 2^v with a relative error of at most 2^-22; below 2^-126 it is 0.
 __device__ __forceinline__ float power_of_two(float v) {
 #ifdef __CUDA_ARCH__

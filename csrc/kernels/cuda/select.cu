@@ -1,4 +1,4 @@
-// select: one launch for rows that a block holds, four beyond; and entropy_pool and select as one step.
+// select: one launch for rows that a block holds, four beyond.
 #include "select_row.cuh"
 #include "select_tiles.cuh"
 
@@ -18,13 +18,13 @@ TileArguments<F> tile_arguments(const SelectParams& p, void* workspace, size_t* 
   return a;
 }
 
-template <typename F, bool FINISH>
-cudaError_t launch_rank(const SelectParams& p, const PoolFinish& finish, cudaStream_t stream) {
-  const int64_t rows_a_block = FINISH ? rank_limit / p.length : p.length < rank_elements ? rank_elements / p.length : 1;
-  const int64_t slices = FINISH ? 1 : ceil_div(rows_a_block * p.length, rank_elements);
+template <typename F>
+cudaError_t launch_rank(const SelectParams& p, cudaStream_t stream) {
+  const int64_t rows_a_block = p.length < rank_elements ? rank_elements / p.length : 1;
+  const int64_t slices = ceil_div(rows_a_block * p.length, rank_elements);
   const dim3 blocks(static_cast<unsigned>(ceil_div(p.rows, rows_a_block) * slices));
-  return launch(select_rank_kernel<F, FINISH>, blocks, dim3(rank_threads), 0, stream, static_cast<const F*>(p.scores),
-                p.patches, p.rows, static_cast<int32_t>(rows_a_block), static_cast<int32_t>(slices), Rule(p), finish);
+  return launch(select_rank_kernel<F>, blocks, dim3(rank_threads), 0, stream, static_cast<const F*>(p.scores),
+                p.patches, p.rows, static_cast<int32_t>(rows_a_block), static_cast<int32_t>(slices), Rule(p));
 }
 
 template <typename F>
@@ -42,7 +42,7 @@ cudaError_t launch_tiles(const SelectParams& p, void* workspace, cudaStream_t st
 
 template <typename F>
 cudaError_t launch_select(const SelectParams& p, void* workspace, cudaStream_t stream) {
-  if (p.length <= rank_limit) return launch_rank<F, false>(p, PoolFinish{}, stream);
+  if (p.length <= rank_limit) return launch_rank<F>(p, stream);
   if (!fits_block<F>(p.length)) return launch_tiles<F>(p, workspace, stream);
   const int64_t threads = p.length <= 1024 ? row_block_threads / 2 : row_block_threads;
   return launch(select_block_kernel<F>, dim3(static_cast<unsigned>(p.rows)), dim3(static_cast<unsigned>(threads)),
@@ -66,22 +66,6 @@ size_t select_workspace(const SelectParams& p) {
 cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream) {
   if (p.rows * p.length == 0) return cudaSuccess;
   return p.is_double ? launch_select<double>(p, workspace, stream) : launch_select<float>(p, workspace, stream);
-}
-
-size_t entropy_pool_select_workspace(const EntropyPoolParams& pool, const SelectParams& select) {
-  const size_t first = entropy_pool_workspace(pool), second = select_workspace(select);
-  return first > second ? first : second;  // never both at once: split patches are few, and fit a block
-}
-
-cudaError_t entropy_pool_select(const EntropyPoolParams& pool, const SelectParams& p, void* workspace,
-                                cudaStream_t stream) {
-  if (p.rows * p.length == 0) return cudaSuccess;
-  const PoolSplit split(pool);
-  const cudaError_t error = entropy_pool_parts(pool, split, workspace, stream);
-  if (error != cudaSuccess) return error;
-  if (split.parts == 1) return select(p, workspace, stream);
-  const PoolFinish finish = pool_finish_of(pool, static_cast<const double*>(workspace), split.parts);
-  return p.is_double ? launch_rank<double, true>(p, finish, stream) : launch_rank<float, true>(p, finish, stream);
 }
 
 }  // namespace entmask::cuda

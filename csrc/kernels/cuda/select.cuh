@@ -31,23 +31,24 @@ __device__ __forceinline__ Key<F> key_of(F score) {
 }
 
 struct Rule {
-  Scalar ratio, min_score;
-  int64_t length, min_patches;
-  double hint;
+  Number ratio, min_score;
+  int64_t length, k, min_patches, hinted;
   bool by_ratio, lowest;
 
   explicit Rule(const SelectParams& p)
       : ratio(p.ratio),
         min_score(p.min_score),
         length(p.length),
+        k(p.k),
         min_patches(p.min_patches),
-        hint(p.hint),
+        hinted(p.hinted),
         by_ratio(p.by_ratio),
         lowest(p.lowest) {}
 
+  // The key of min_score.
   template <typename F>
-  __device__ __forceinline__ Key<F> limit() const {
-    return by_ratio ? 0 : key_of(static_cast<F>(read_scalar(min_score)));
+  __device__ __forceinline__ Key<F> limit(int64_t row) const {
+    return by_ratio ? 0 : key_of(static_cast<F>(read_number(min_score, row)));
   }
   template <typename K>
   __device__ __forceinline__ bool passes(K key, K limit) const {
@@ -55,28 +56,31 @@ struct Rule {
   }
 };
 
-// How many are selected, and how many of these are left unmasked.
+// How many a ratio on the device selects.
+__device__ __forceinline__ int64_t count_of_ratio(const Rule& rule, int64_t row) {
+  const double ratio = read_number(rule.ratio, row), length = static_cast<double>(rule.length);
+  if (!(ratio > 0)) return 0;
+  if (rule.ratio.dtype == Dtype::int64) return static_cast<int64_t>(ratio < length ? ratio : length);
+  constexpr double tolerance = 1e-6;  // ratio * P of a whole number of patches may fall just short of it
+  const int64_t k = static_cast<int64_t>(rounded_product(ratio < 1 ? ratio : 1, length) + tolerance);
+  return k > 1 ? k : 1;
+}
+
+// How many are selected, and how many of these are taken out again.
 struct Chosen {
   int64_t k, hinted;
 };
-__device__ __forceinline__ Chosen chosen(const Rule& rule, int64_t passing) {
-  constexpr double tolerance = 1e-6;  // ratio * P of a whole number of patches may fall just short of it
-  const double length = static_cast<double>(rule.length);
+template <typename K>
+__device__ __forceinline__ Chosen chosen(const Rule& rule, int64_t row, K limit, int64_t passing) {
+  constexpr K nan = static_cast<K>(~K{0});
   Chosen c{0, 0};
   if (rule.by_ratio) {
-    const double ratio = read_scalar(rule.ratio);
-    if (ratio > 0) {
-      c.k = static_cast<int64_t>((ratio < 1 ? ratio : 1) * length + tolerance);
-      if (c.k < 1) c.k = 1;
-    }
-  } else {
+    c.k = rule.ratio.data == nullptr ? rule.k : count_of_ratio(rule, row);
+  } else if (limit != nan) {
     c.k = passing > rule.min_patches ? passing : rule.min_patches;
   }
   if (c.k > rule.length) c.k = rule.length;
-  if (c.k > 0) {
-    c.hinted = static_cast<int64_t>(rule.hint * length + tolerance);
-    if (c.hinted > c.k - 1) c.hinted = c.k - 1;
-  }
+  if (c.k > 0) c.hinted = rule.hinted < c.k - 1 ? rule.hinted : c.k - 1;
   return c;
 }
 

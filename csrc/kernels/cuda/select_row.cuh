@@ -5,7 +5,6 @@
 // busy; short rows share a block. Longer rows that fit shared memory take a radix select, a block each.
 #pragma once
 
-#include "entropy_pool.cuh"
 #include "select.cuh"
 
 namespace entmask::cuda {
@@ -14,53 +13,39 @@ constexpr int rank_threads = 256, rank_lanes = 8;  // that share an element
 constexpr int rank_elements = rank_threads / rank_lanes;
 constexpr int64_t row_block_threads = 512;  // at most
 
-// `slices` blocks take the elements of the same rows in turn. FINISH: the scores are first added up from the parts of
-// split patches, and written; one slice then.
-template <typename F, bool FINISH>
+// `slices` blocks take rank_elements each of the same rows.
+template <typename F>
 __global__ void __launch_bounds__(rank_threads, 4)
-    select_rank_kernel(const F* __restrict__ scores,  // [rows, P]; unread with FINISH
+    select_rank_kernel(const F* __restrict__ scores,  // [rows, P]
                        bool* __restrict__ patches,    // [rows, P]
-                       int64_t rows, int32_t rows_a_block, int32_t slices, Rule rule, PoolFinish finish) {
+                       int64_t rows, int32_t rows_a_block, int32_t slices, Rule rule) {
   using K = Key<F>;
   __shared__ K keys[rank_limit];
   const int32_t length = static_cast<int32_t>(rule.length), group = static_cast<int32_t>(blockIdx.x) / slices;
   const int32_t slice = static_cast<int32_t>(blockIdx.x) - group * slices;
   const int64_t first_row = static_cast<int64_t>(group) * rows_a_block, first = first_row * length;
   const int32_t held = static_cast<int32_t>(rows - first_row < rows_a_block ? rows - first_row : rows_a_block) * length;
-  if constexpr (FINISH) {
-    for (int32_t i = threadIdx.x / 32; i < held; i += rank_threads / 32) {
-      const F score = finished_score<F>(finish, first + i);
-      if ((threadIdx.x & 31) == 0) {
-        static_cast<F*>(finish.scores)[first + i] = score;
-        keys[i] = key_of(score);
-      }
-    }
-  } else {
-    for (int32_t i = threadIdx.x; i < held; i += rank_threads) keys[i] = key_of(scores[first + i]);
-  }
+  for (int32_t i = threadIdx.x; i < held; i += rank_threads) keys[i] = key_of(scores[first + i]);
   __syncthreads();
-  const K limit = rule.limit<F>();
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % rank_lanes;
-  for (int32_t base = slice * rank_elements; base < held; base += slices * rank_elements) {
-    const int32_t i = base + static_cast<int32_t>(threadIdx.x) / rank_lanes;
-    const bool inside = i < held;
-    const int32_t row = inside ? i - i % length : 0;
-    const K own = keys[inside ? i : 0];
-    int32_t less = 0, equal = 0, before = 0, passing = 0;
-    for (int32_t j = row + lane; j < row + length; j += rank_lanes) {
-      const K key = keys[j];
-      less += key < own;
-      equal += key == own;
-      before += key == own && j < i;
-      passing += rule.passes(key, limit);
-    }
-    less = sum_lanes(less, rank_lanes);
-    equal = sum_lanes(equal, rank_lanes);
-    before = sum_lanes(before, rank_lanes);
-    passing = sum_lanes(passing, rank_lanes);
-    if (inside && lane == 0) {
-      patches[first + i] = masked_by_rank(rule, chosen(rule, passing), less, equal, before);
-    }
+  const int32_t i = slice * rank_elements + static_cast<int32_t>(threadIdx.x) / rank_lanes;
+  const bool inside = i < held;
+  const int32_t row = inside ? i / length : 0, begin = row * length;
+  const K own = keys[inside ? i : 0], limit = rule.limit<F>(first_row + row);
+  int32_t less = 0, equal = 0, before = 0, passing = 0;
+  for (int32_t j = begin + lane; j < begin + length; j += rank_lanes) {
+    const K key = keys[j];
+    less += key < own;
+    equal += key == own;
+    before += key == own && j < i;
+    passing += rule.passes(key, limit);
+  }
+  less = sum_lanes(less, rank_lanes);
+  equal = sum_lanes(equal, rank_lanes);
+  before = sum_lanes(before, rank_lanes);
+  passing = sum_lanes(passing, rank_lanes);
+  if (inside && lane == 0) {
+    patches[first + i] = masked_by_rank(rule, chosen(rule, first_row + row, limit, passing), less, equal, before);
   }
 }
 
@@ -80,7 +65,7 @@ __global__ void __launch_bounds__(row_block_threads, row_blocks<F>)
   __shared__ MarkScratch mark_scratch;
   __shared__ unsigned passing;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rule.length;
-  const K limit = rule.limit<F>();
+  const K limit = rule.limit<F>(blockIdx.x);
   if (threadIdx.x == 0) passing = 0;
   __syncthreads();
   for (int64_t base = 0; base < rule.length; base += blockDim.x) {
@@ -90,7 +75,7 @@ __global__ void __launch_bounds__(row_block_threads, row_blocks<F>)
     tally(&passing, 0, i < rule.length && rule.passes(key, limit));
   }
   __syncthreads();
-  const Chosen c = chosen(rule, passing);
+  const Chosen c = chosen(rule, blockIdx.x, limit, passing);
   if (c.k == 0) {
     for (int64_t i = threadIdx.x; i < rule.length; i += blockDim.x) patches[first + i] = false;
     return;

@@ -37,7 +37,7 @@ struct Tiling {
     if (tile < tile_elements) tile = tile_elements;
     tile = ceil_div(tile, 32) * 32;
     tiles = ceil_div(p.length, tile);
-    slots = p.hint > 0 && !p.lowest ? 2 : 1;
+    slots = p.hinted > 0 && !p.lowest ? 2 : 1;
   }
 };
 
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(tile_threads, 1) select_first_kernel(TileArgum
   if (threadIdx.x < first_bins) histogram[threadIdx.x] = 0;
   if (threadIdx.x == 0) passing = 0;
   __syncthreads();
-  const K limit = a.rule.template limit<F>();
+  const K limit = a.rule.template limit<F>(t.row);
   visit_keys(a, t, [&](K key, bool inside) {
     tally(histogram, static_cast<unsigned>(key >> (8 * sizeof(K) - first_bits)), inside);
     tally(&passing, 0, inside && a.rule.passes(key, limit));
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(tile_threads, 1) select_second_kernel(TileArgu
   }
   __syncthreads();
 
-  const Chosen c = chosen(a.rule, static_cast<int64_t>(passing));
+  const Chosen c = chosen(a.rule, t.row, a.rule.template limit<F>(t.row), static_cast<int64_t>(passing));
   K prefix[2] = {0, 0};
   int64_t less[2] = {0, 0};
   if (c.k > 0) {
