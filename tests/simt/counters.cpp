@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -24,10 +25,13 @@ struct Record {
   Access access;
 };
 
-// One access of one lane, as part of the `occurrence`-th request of the site.
+// One access of one lane, as part of the `occurrence`-th request of the site to the buffer. A request whose lanes read
+// several buffers counts as one to each.
 struct LaneAccess {
   uintptr_t site;
-  uint32_t occurrence, lane;
+  uint32_t occurrence;
+  const Buffer* buffer;  // nullptr: shared memory, or parameters and constants
+  uint32_t lane;
   Record record;
 };
 
@@ -48,7 +52,7 @@ struct LaunchCounts {
   const void* kernel;
   dim3 grid, threads;
   size_t dynamic_shared;
-  std::map<uintptr_t, SiteCounts> sites;
+  std::map<std::pair<uintptr_t, const Buffer*>, SiteCounts> sites;
   std::map<std::string, Traffic> buffers;
 };
 
@@ -120,9 +124,9 @@ void count_shared(SiteCounts& counts, const LaneAccess* begin, const LaneAccess*
 void count_request(LaunchCounts& launch, const LaneAccess* begin, const LaneAccess* end) {
   const Record& first = begin->record;
   const bool shared = in(static_shared(), first.address) || in(dynamic_shared(), first.address);
-  const Buffer* buffer = shared ? nullptr : buffer_of(first.address);
+  const Buffer* buffer = begin->buffer;
   if (!shared && !buffer) return;  // parameters and constants: the constant cache
-  SiteCounts& counts = launch.sites[first.site];
+  SiteCounts& counts = launch.sites[{first.site, buffer}];
   counts.access = first.access;
   counts.shared = shared;
   counts.requests += 1;
@@ -165,11 +169,11 @@ void count_block(size_t threads) {
       uint32_t occurrence = 0;
       for (size_t i = 0; i < own.size(); ++i) {
         occurrence = i > 0 && own[i].site == own[i - 1].site ? occurrence + 1 : 0;
-        accesses.push_back({own[i].site, occurrence, lane, own[i]});
+        accesses.push_back({own[i].site, occurrence, buffer_of(own[i].address), lane, own[i]});
       }
       own.clear();
     }
-    auto key = [](const LaneAccess& a) { return std::tie(a.site, a.occurrence); };
+    auto key = [](const LaneAccess& a) { return std::tie(a.site, a.occurrence, a.buffer); };
     std::stable_sort(accesses.begin(), accesses.end(),
                      [&](const LaneAccess& a, const LaneAccess& b) { return key(a) < key(b); });
     for (size_t begin = 0, end; begin < accesses.size(); begin = end) {
@@ -195,13 +199,13 @@ void print_counts(FILE* out) {
     }
     fputs("}, \"sites\": [", out);
     next = "";
-    for (const auto& [site, c] : l.sites) {
+    for (const auto& [at, c] : l.sites) {
       fprintf(
           out,
           "%s{\"site\": %zu, \"access\": \"%s\", \"shared\": %s, \"buffer\": \"%s\", \"requests\": %zu, \"lanes\": "
           "%zu, "
           "\"bytes\": %zu, \"sectors\": %zu, \"least_sectors\": %zu, \"wavefronts\": %zu, \"least_wavefronts\": %zu}",
-          next, size_t{site}, name(c.access), c.shared ? "true" : "false", c.buffer.c_str(), size_t{c.requests},
+          next, size_t{at.first}, name(c.access), c.shared ? "true" : "false", c.buffer.c_str(), size_t{c.requests},
           size_t{c.lanes}, size_t{c.bytes}, size_t{c.sectors}, size_t{c.least_sectors}, size_t{c.wavefronts},
           size_t{c.least_wavefronts});
       next = ", ";

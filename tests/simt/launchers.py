@@ -12,16 +12,19 @@ import numpy as np
 
 from .driver import Counts, Input, Output, run
 from .params import ENUMS
-from .tensors import STORAGE, Tensor, grid, like, patch_counts, strides, three
+from .reference import whole
+from .tensors import STORAGE, Tensor, bits, grid, like, patch_counts, strides, three, to_storage
 
-Number = float | Tensor
+Number = float | Tensor  # a tensor: one value for all rows, or one per row
 LABELS = {"uint8": np.uint8, "int64": np.int64}
 
 
-def _scalar(value: Number, name: str) -> dict[str, Any]:
+def _number(value: Number, name: str) -> dict[str, Any]:
     if isinstance(value, Tensor):
-        return {"value": 0.0, "device": value.input(name), "dtype": ENUMS["Dtype"][value.dtype]}
-    return {"value": value, "device": None, "dtype": ENUMS["Dtype"]["float64"]}
+        array = value.storage
+        stride = 0 if array.size == 1 else array.strides[0] // array.itemsize
+        return {"value": 0.5, "data": value.input(name), "stride": stride, "dtype": ENUMS["Dtype"][value.dtype]}
+    return {"value": value, "data": None, "stride": 0, "dtype": ENUMS["Dtype"]["float64"]}
 
 
 def _compute(dtype: str) -> type:
@@ -37,9 +40,16 @@ def written(output: Output) -> np.ndarray:
     return array
 
 
-def _pool_fields(
-    logits: Tensor, patch: Sequence[int], count: bool, threshold: Number, labels: str, labels_offset: int
-) -> tuple[dict[str, Any], Output, Output | None]:
+def entropy_pool(
+    logits: Tensor,
+    patch: Sequence[int],
+    *,
+    count: bool = False,
+    threshold: Number = 0.75,
+    labels: str = "none",
+    labels_offset: int = 0,
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray | None, Counts]:
     n, k, *size = logits.storage.shape
     scores = Output("scores", np.empty((n, *patch_counts(size, patch)), _compute(logits.dtype)))
     label_out = None if labels == "none" else Output("labels", np.empty((n, *size), LABELS[labels]), labels_offset)
@@ -54,56 +64,10 @@ def _pool_fields(
         "classes": k,
         "grid": grid(size, patch),
         "count": count,
-        "threshold": _scalar(threshold, "threshold"),
+        "threshold": _number(threshold, "threshold"),
     }
-    return fields, scores, label_out
-
-
-def entropy_pool(
-    logits: Tensor,
-    patch: Sequence[int],
-    *,
-    count: bool = False,
-    threshold: Number = 0.75,
-    labels: str = "none",
-    labels_offset: int = 0,
-    **options: Any,
-) -> tuple[np.ndarray, np.ndarray | None, Counts]:
-    fields, scores, label_out = _pool_fields(logits, patch, count, threshold, labels, labels_offset)
     counts = run("entropy_pool", "EntropyPoolParams", fields, **options)
     return written(scores), None if label_out is None else label_out.array, counts
-
-
-def _select_fields(
-    scores: Input | Output,
-    rows: int,
-    ratio: Number | None,
-    min_score: Number | None,
-    min_patches: int,
-    lowest: bool,
-    hint: float,
-) -> tuple[dict[str, Any], Output]:
-    length = scores.array.size // rows if rows else 0
-    patches = Output("patches", np.empty((rows, length), np.uint8))
-    fields = {
-        "scores": scores,
-        "patches": patches,
-        "rows": rows,
-        "length": length,
-        "is_double": scores.array.dtype == np.float64,
-        "by_ratio": ratio is not None,
-        "lowest": lowest,
-        "ratio": _scalar(0.0 if ratio is None else ratio, "ratio"),
-        "min_score": _scalar(0.0 if min_score is None else min_score, "min_score"),
-        "min_patches": min_patches,
-        "hint": hint,
-    }
-    return fields, patches
-
-
-def _selected(patches: Output) -> np.ndarray:
-    assert np.isin(patches.array, (0, 1)).all(), "patches: a bool that is neither 0 nor 1"
-    return patches.array.astype(bool)
 
 
 def select(
@@ -116,34 +80,25 @@ def select(
     hint: float = 0.0,
     **options: Any,
 ) -> tuple[np.ndarray, Counts]:
-    fields, patches = _select_fields(
-        Input("scores", scores), scores.shape[0], ratio, min_score, min_patches, lowest, hint
-    )
+    rows, length = scores.shape
+    patches = Output("patches", np.empty((rows, length), np.uint8))
+    fields = {
+        "scores": Input("scores", scores),
+        "patches": patches,
+        "rows": rows,
+        "length": length,
+        "is_double": scores.dtype == np.float64,
+        "by_ratio": ratio is not None,
+        "lowest": lowest,
+        "k": whole(ratio, length, least=1) if isinstance(ratio, float) else 1 << 40,
+        "ratio": _number(ratio if isinstance(ratio, Tensor) else 0.5, "ratio"),
+        "min_score": _number(0.5 if min_score is None else min_score, "min_score"),
+        "min_patches": min_patches,
+        "hinted": whole(hint, length),
+    }
     counts = run("select", "SelectParams", fields, **options)
-    return _selected(patches), counts
-
-
-def entropy_pool_select(
-    logits: Tensor,
-    patch: Sequence[int],
-    *,
-    scope: str = "image",
-    count: bool = False,
-    threshold: Number = 0.75,
-    labels: str = "none",
-    ratio: Number | None = None,
-    min_score: Number | None = None,
-    min_patches: int = 0,
-    lowest: bool = False,
-    hint: float = 0.0,
-    **options: Any,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Counts]:
-    """Scores, patches [rows, P], labels."""
-    pool, scores, label_out = _pool_fields(logits, patch, count, threshold, labels, 0)
-    rows = logits.storage.shape[0] if scope == "image" else min(1, logits.storage.shape[0])
-    chosen, patches = _select_fields(scores, rows, ratio, min_score, min_patches, lowest, hint)
-    counts = run("entropy_pool_select", "PoolSelectParams", {"pool": pool, "select": chosen}, **options)
-    return written(scores), _selected(patches), None if label_out is None else label_out.array, counts
+    assert np.isin(patches.array, (0, 1)).all(), "patches: a bool that is neither 0 nor 1"
+    return patches.array.astype(bool), counts
 
 
 def entropy_map(logits: Tensor, *, normalize: bool = True, **options: Any) -> tuple[np.ndarray, Counts]:
@@ -189,39 +144,45 @@ def entropy_backward(
     return Tensor(written(grad_logits), logits.dtype).values, counts
 
 
-def apply_mask(
-    image: Tensor,
-    patches: np.ndarray,  # [N, *G] bool
+def where(
+    patches: np.ndarray,  # [N, *G] bool, or [1, *G]
+    inside: Number,
+    outside: Number,
     patch: Sequence[int],
     *,
-    fill: float = 0.0,
-    mask: str = "same",  # same | bool | none
+    mask: str = "none",  # none | bool | same
+    mask_offset: int = 0,
     **options: Any,
 ) -> tuple[np.ndarray, np.ndarray | None, Counts]:
-    """The storage of the image, the mask's values."""
-    n, c, *size = image.storage.shape
-    out = like(image, "out")
-    mask_type = np.uint8 if mask == "bool" else STORAGE[image.dtype]
-    mask_out = None if mask == "none" else Output("mask", np.empty((n, 1, *size), mask_type))
-    fields = {
-        "image": image.input("image"),
-        "out": out,
-        "mask": mask_out,
+    """The storage of the result, the mask's values [N, *S]. A tensor may lack its last images: N is the other's."""
+    tensors = [side for side in (outside, inside) if isinstance(side, Tensor)]
+    full = max(tensors, key=lambda t: len(t.storage))
+    n, c, *size = full.storage.shape
+    dtype, storage = full.dtype, STORAGE[full.dtype]
+    out = like(Tensor(np.broadcast_to(tensors[0].storage[:1], full.storage.shape), dtype, full.offset), "out")
+    mask_out = None
+    if mask != "none":
+        mask_out = Output("mask", np.empty((n, *size), np.uint8 if mask == "bool" else storage), mask_offset)
+    numbers = [side for side in (inside, outside) if not isinstance(side, Tensor)]
+    fields: dict[str, Any] = {"out": out, "mask": mask_out, "out_stride": strides(out.array)}
+    for name, side in (("inside", inside), ("outside", outside)):
+        fields[name] = side.input(name) if isinstance(side, Tensor) else None
+        fields[f"{name}_stride"] = strides(side.storage if isinstance(side, Tensor) else full.storage)
+    fields |= {
         "patches": Input("patches", patches.astype(np.uint8)),
-        "image_stride": strides(image.storage),
-        "out_stride": strides(out.array),
-        "dtype": ENUMS["Dtype"][image.dtype],
-        "mask_is_bool": mask == "bool",
+        "patches_stride": int(np.prod(patches.shape[1:])) if len(patches) == n else 0,
+        "bytes": np.dtype(storage).itemsize,
+        "mask_bytes": 0 if mask_out is None else mask_out.array.itemsize,
+        "number": bits(to_storage(np.array(numbers[0] if numbers else 0.5), dtype)).item(),
+        "one": 1 if mask == "bool" else bits(to_storage(np.array(1.0), dtype)).item(),
         "batch": n,
         "channels": c,
         "grid": grid(size, patch),
-        "fill": fill,
     }
-    counts = run("apply_mask", "ApplyParams", fields, **options)
+    counts = run("where", "WhereParams", fields, **options)
     if mask_out is None:
         return written(out), None, counts
-    values = written(mask_out) if mask == "bool" else Tensor(written(mask_out), image.dtype).values
-    return written(out), values, counts
+    return written(out), Tensor(written(mask_out), "uint8" if mask == "bool" else dtype).values, counts
 
 
 def _loss_fields(

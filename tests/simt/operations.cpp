@@ -13,20 +13,6 @@ template <typename P, size_t (*workspace)(const P&)>
 size_t workspace_of(const void* params) {
   return workspace(*static_cast<const P*>(params));
 }
-// entropy_pool and select in one call: their params one after the other.
-struct PoolSelectParams {
-  EntropyPoolParams pool;
-  SelectParams select;
-};
-size_t pool_select_workspace(const void* params) {
-  const auto& p = *static_cast<const PoolSelectParams*>(params);
-  return cuda::entropy_pool_select_workspace(p.pool, p.select);
-}
-cudaError_t pool_select(const void* params, void* workspace, cudaStream_t stream) {
-  const auto& p = *static_cast<const PoolSelectParams*>(params);
-  return cuda::entropy_pool_select(p.pool, p.select, workspace, stream);
-}
-
 size_t loss_workspace_of(const void* params) {
   return cuda::loss_forward_workspace(static_cast<const LossForwardParams*>(params)->loss);
 }
@@ -50,8 +36,7 @@ const simt::Operation simt::operations[] = {
      run_alone<EntropyBackwardParams, cuda::entropy_backward>},
     {"select", sizeof(SelectParams), workspace_of<SelectParams, cuda::select_workspace>,
      run_with_workspace<SelectParams, cuda::select>},
-    {"entropy_pool_select", sizeof(PoolSelectParams), pool_select_workspace, pool_select},
-    {"apply_mask", sizeof(ApplyParams), no_workspace, run_alone<ApplyParams, cuda::apply_mask>},
+    {"where", sizeof(WhereParams), no_workspace, run_alone<WhereParams, cuda::where>},
     {"loss_forward", sizeof(LossForwardParams), loss_workspace_of,
      run_with_workspace<LossForwardParams, cuda::loss_forward>},
     {"loss_backward", sizeof(LossBackwardParams), no_workspace, run_alone<LossBackwardParams, cuda::loss_backward>},

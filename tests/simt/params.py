@@ -13,6 +13,7 @@ _SCALARS: dict[str, Any] = {
     "double": ctypes.c_double,
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
 }
 
 
@@ -38,13 +39,6 @@ def _parse(text: str) -> tuple[dict[str, type[ctypes.Structure]], dict[str, dict
 
 
 STRUCTS, ENUMS = _parse((ROOT / "csrc" / "kernels" / "params.h").read_text())
-
-
-class _PoolSelectParams(ctypes.Structure):  # as operations.cpp takes them
-    _fields_ = (("pool", STRUCTS["EntropyPoolParams"]), ("select", STRUCTS["SelectParams"]))
-
-
-STRUCTS["PoolSelectParams"] = _PoolSelectParams
 
 
 def pack(struct: str, fields: dict[str, Any]) -> tuple[bytes, list[tuple[int, Any]]]:

@@ -49,12 +49,16 @@ def _by_patch(values: np.ndarray) -> np.ndarray:
 
 
 def patch_scores(
-    x: np.ndarray, patch: Sequence[int], *, threshold: float | None = None, dtype: type = np.float32
+    x: np.ndarray, patch: Sequence[int], *, threshold: float | np.ndarray | None = None, dtype: type = np.float32
 ) -> np.ndarray:
-    """Mean entropy of each patch [N, *G]; with a threshold the fraction of pixels at or above it, NaN included."""
+    """Mean entropy of each patch [N, *G]; with a threshold (or one per image) the fraction of pixels at or above it.
+
+    NaN pixels count always, and are all that a threshold of NaN counts.
+    """
     h = entropy(x)
     if threshold is not None:
-        h = (~(h.astype(dtype) < dtype(threshold))).astype(np.float64)
+        at = np.asarray(threshold, dtype).reshape(-1, *[1] * (h.ndim - 1))
+        h = (np.isnan(h) | (h.astype(dtype) >= at)).astype(np.float64)
     size = x.shape[2:]
     axes = tuple(range(1, h.ndim))
     scores = [h[(slice(None), *where)].mean(axes) for where in _patch_slices(size, patch)]
@@ -66,38 +70,43 @@ def labels(x: np.ndarray) -> np.ndarray:
     return x.argmax(1)
 
 
+def whole(ratio: float, length: int, *, least: int = 0) -> int:
+    """How many of so many patches a ratio above 0 is: a whole number that it falls just short of is meant."""
+    clamped = min(max(ratio, 0.0), 1.0) if ratio == ratio else 0.0
+    return min(length, max(least, math.floor(clamped * length + 1e-6))) if clamped > 0 else 0
+
+
 def select(
     scores: np.ndarray,
     *,
-    ratio: float | None = None,
-    min_score: float | None = None,
+    ratio: float | int | Sequence[float | int] | None = None,  # an int: k itself; a sequence: one per row
+    min_score: float | Sequence[float] | None = None,
     min_patches: int = 0,
     lowest: bool = False,
     hint: float = 0.0,
 ) -> np.ndarray:
     """[rows, P] -> bool. Rows one by one, in the words of SelectParams; NaN ranks above +inf, and NaNs tie."""
     out = np.zeros(scores.shape, bool)
-    p = scores.shape[1]
-    for row, chosen in zip(scores, out, strict=True):
+    rows, p = scores.shape
+    ratios, min_scores = (v if isinstance(v, Sequence) else [v] * rows for v in (ratio, min_score))
+    for row, chosen, row_ratio, row_min in zip(scores, out, ratios, min_scores, strict=True):
         if p == 0:
             continue
         nan = np.isnan(row)
         value = np.where(nan, 0.0, row) + 0.0
         highest = sorted(range(p), key=lambda i: (not nan[i], -value[i] if not nan[i] else 0.0, i))
         ranked = sorted(range(p), key=lambda i: (nan[i], value[i], i)) if lowest else highest
-        if ratio is not None:
-            clamped = 0.0 if math.isnan(ratio) else min(max(ratio, 0.0), 1.0)
-            k = min(p, max(1, math.floor(clamped * p + 1e-6))) if clamped > 0 else 0
+        if isinstance(row_ratio, int):
+            k = min(p, max(0, row_ratio))
+        elif row_ratio is not None:
+            k = whole(row_ratio, p, least=1)
         else:
-            assert min_score is not None
-            bound = row.dtype.type(min_score)
-            below = np.isnan(bound) | (~nan & (row <= bound))
-            above = nan | (~np.isnan(bound) & (row >= bound))
-            passing = below if lowest else above
-            k = min(p, max(min_patches, int(passing.sum())))
+            bound = row.dtype.type(row_min)
+            passing = ~nan & (row <= bound) if lowest else nan | (row >= bound)
+            k = 0 if np.isnan(bound) else min(p, max(min_patches, int(passing.sum())))
         selected = set(ranked[:k])
         chosen[list(selected)] = True
-        spared = min(math.floor(hint * p + 1e-6), max(k - 1, 0))
+        spared = min(whole(hint, p), max(k - 1, 0))
         chosen[[i for i in highest if i in selected][:spared]] = False
     return out
 
@@ -108,6 +117,13 @@ def pixel_mask(patches: np.ndarray, size: Sequence[int], patch: Sequence[int]) -
     for flat, where in zip(_by_patch(patches).T, _patch_slices(size, patch), strict=True):
         out[(slice(None), *where)] = flat.reshape(-1, *[1] * len(size))
     return out
+
+
+def where(
+    patches: np.ndarray, inside: np.ndarray, outside: np.ndarray, size: Sequence[int], patch: Sequence[int]
+) -> np.ndarray:
+    """Images [N, C, *S], or numbers that broadcast with them; patches [N, *G] or [1, *G]."""
+    return np.where(pixel_mask(patches, size, patch)[:, None], inside, outside)
 
 
 def entropy_backward(

@@ -9,8 +9,15 @@ import numpy as np
 
 from .driver import Input, Output
 
-STORAGE = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.uint16}
-DTYPES = tuple(STORAGE)
+DTYPES = ("float32", "float64", "float16", "bfloat16")  # of logits, scores and images
+STORAGE = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "uint8": np.uint8,
+    "int64": np.int64,
+}
 LAYOUTS = ("contiguous", "channels_last", "strided", "expanded", "offset")
 
 
@@ -69,6 +76,22 @@ def tensor(values: np.ndarray, dtype: str = "float32", layout: str = "contiguous
         return Tensor(np.ascontiguousarray(data), dtype, data.itemsize)
     assert layout == "contiguous"
     return Tensor(np.ascontiguousarray(data), dtype)
+
+
+def image(shape: tuple[int, ...], dtype: str, layout: str = "contiguous") -> Tensor:
+    """Untidy values, infinities and zeros of both signs among them; none is 0xFF, the mark of what nobody wrote."""
+    values = np.random.default_rng(sum(shape)).normal(0, 40, shape)
+    if dtype == "uint8":
+        return tensor(np.clip(np.round(values) + 100, 0, 254), dtype, layout)
+    if values.size:
+        values.reshape(-1)[::17] = np.inf
+        values.reshape(-1)[5::31] = -0.0
+    return tensor(values, dtype, layout)
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The elements as unsigned integers."""
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")
 
 
 def like(other: Tensor, name: str) -> Output:

@@ -96,6 +96,21 @@ def test_channels_last_at_an_odd_address(classes: int, dtype: str) -> None:
     assert_scores(scores, reference.patch_scores(x.values, (4, 8)), dtype)
 
 
+@each_mode
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_pool_counts_by_a_threshold_per_image(dtype: str, mode: str) -> None:
+    """NaN counts the pixels that are NaN, and no other; so does NaN for all images."""
+    x = tensor(data.logits((4, 3, 17, 24), seed=2), dtype)
+    given = tensor(np.array([0.25, np.nan, 0.0, 0.75]), "float32")
+    scores, _, _ = launchers.entropy_pool(x, (8, 8), count=True, threshold=given, mode=mode)
+    compute = np.float64 if dtype == "float64" else np.float32
+    assert_scores(scores, reference.patch_scores(x.values, (8, 8), threshold=given.values, dtype=compute), dtype)
+    assert 0 < scores[1].max() < 0.5
+    for nan in (float("nan"), tensor(np.array([np.nan]), "float64")):
+        scores, _, _ = launchers.entropy_pool(x, (8, 8), count=True, threshold=nan, mode=mode)
+        assert_scores(scores, reference.patch_scores(x.values, (8, 8), threshold=np.nan, dtype=compute), dtype)
+
+
 def test_pool_threshold_is_rounded_to_the_scores() -> None:
     """A value on the threshold counts, when both are seen as float32."""
     x = tensor(np.array([[0.0, 1.0], [0.5, 3.0]]).reshape(2, 2, 1, 1) * np.ones((2, 2, 4, 4)))

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from . import data, launchers, reference
-from . import test_apply as moves
 from . import test_loss as losses
+from . import test_shuffle as shuffles
+from . import test_where as sides
 from .modes import LONG
-from .tensors import tensor
+from .tensors import image, tensor
 
 pytestmark = LONG
 OPTIONS: dict[str, Any] = {"mode": "tsan", "runs": (("forward", 0), ("random", 5))}
@@ -39,8 +40,6 @@ def test_entropy(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, lay
     x = tensor(data.usable_logits(shape), dtype, layout)
     scores, _, _ = launchers.entropy_pool(x, patch, labels="uint8", **OPTIONS)
     np.testing.assert_allclose(scores, reference.patch_scores(x.values, patch), rtol=0, atol=4e-7)
-    scores, patches, _, _ = launchers.entropy_pool_select(x, patch, ratio=0.5, hint=0.1, **OPTIONS)
-    np.testing.assert_array_equal(patches, reference.select(scores.reshape(patches.shape), ratio=0.5, hint=0.1))
     launchers.entropy_map(x, **OPTIONS)
     launchers.entropy_backward(x, scores, patch=patch, **OPTIONS)
 
@@ -91,7 +90,9 @@ def test_loss(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, layout
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 def test_moves(layout: str) -> None:
-    x = moves.image((2, 4, 18, 32), "float32", layout)
-    moves.check_apply(x, (8, 16), "same", "tsan")
-    moves.check_shuffle(moves.image((2, 4, 16, 32), "float32", layout), (8, 16), 2, False, "tsan")
-    moves.check_shuffle(moves.image((2, 4, 16, 32), "float32", layout), (8, 16), 1, True, "tsan")
+    x = image((2, 4, 18, 32), "float32", layout)
+    sides.check(7.0, x, (8, 16), "same", "tsan")
+    sides.check(x, image(x.storage.shape, "float32"), (8, 16), "bool", "tsan", shared=True)
+    x = image((2, 4, 16, 32), "float32", layout)
+    shuffles.check_shuffle(x, (8, 16), 2, False, "tsan")
+    shuffles.check_shuffle(x, (8, 16), 1, True, "tsan")

@@ -1,7 +1,9 @@
-"""select, and entropy_pool_select, against the rules of SelectParams; ties everywhere."""
+"""select against the rules of SelectParams; ties everywhere."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from .driver import FORWARD
 from .modes import LONG, MODES, each_mode
 from .tensors import tensor
 
+INF, NAN = float("inf"), float("nan")
 RULES: list[dict[str, Any]] = [
     {"ratio": 0.75},
     {"ratio": 0.3, "hint": 0.1},
@@ -25,8 +28,8 @@ RULES: list[dict[str, Any]] = [
     {"min_score": 0.9, "min_patches": 7, "hint": 0.05},
     {"min_score": -0.0},
     {"min_score": 2.0, "min_patches": 3, "lowest": False},
-    {"min_score": float("inf")},
-    {"min_score": float("nan"), "lowest": True},
+    {"min_score": INF},
+    {"min_score": NAN, "lowest": True},
     {"min_score": 5.0},
     {"min_score": 5.0, "min_patches": 1 << 40, "hint": 0.01},
 ]
@@ -96,26 +99,68 @@ def test_scores_that_differ_in_their_last_bit(length: int, dtype: type) -> None:
         np.testing.assert_array_equal(actual, reference.select(scores, **rule))
 
 
-@pytest.mark.parametrize("length", [40, 700, pytest.param(11000, marks=LONG)])
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(0.3, "float32"), (7.0, "float64"), (-1.0, "float16"), (np.nan, "bfloat16")]
-)
-def test_ratio_on_the_device(length: int, value: float, dtype: str) -> None:
-    scores = data.scores(2, length, seed=9)
-    given = tensor(np.array([value]), dtype)
-    actual, _ = launchers.select(scores, ratio=given)
-    np.testing.assert_array_equal(actual, reference.select(scores, ratio=float(given.values[0])))
+# What the device holds, its dtype.
+DEVICE_NUMBERS: list[tuple[dict[str, list[float]], str]] = [
+    ({"ratio": [0.3]}, "float32"),
+    ({"ratio": [7.0]}, "float64"),
+    ({"ratio": [-1.0]}, "float16"),
+    ({"ratio": [NAN]}, "bfloat16"),
+    ({"ratio": [0.7, NAN, 0.0, 1e-9, 2.0]}, "float32"),
+    ({"ratio": [13]}, "int64"),
+    ({"ratio": [5, 0, -3, 1 << 62, 1]}, "int64"),
+    ({"min_score": [0.5]}, "float16"),
+    ({"min_score": [0.5, NAN, -0.0, 5.0, -INF]}, "float64"),
+    ({"min_score": [NAN]}, "float32"),
+]
+
+
+@each_mode
+@pytest.mark.parametrize("length", [5, 40, 700, pytest.param(11000, marks=LONG)])
+@pytest.mark.parametrize(("numbers", "dtype"), DEVICE_NUMBERS, ids=str)
+def test_numbers_on_the_device(numbers: dict[str, list[float]], dtype: str, length: int, mode: str) -> None:
+    """One for all rows, or one per row. NaN selects nothing, whatever min_patches is."""
+    scores = data.scores(5, length, seed=9)
+    (name, values), *_ = numbers.items()
+    given = tensor(np.array(values), dtype)
+    seen = given.values.tolist() if dtype != "int64" else values
+    rest: dict[str, Any] = {"hint": 0.2} if name == "ratio" else {"min_patches": 2, "lowest": len(values) == 1}
+    actual, _ = launchers.select(scores, **{name: given}, **rest, mode=mode)
+    expected = reference.select(scores, **{name: seen * (5 // len(seen))}, **rest)
+    np.testing.assert_array_equal(actual, expected)
+    for row, value in zip(actual, seen * (5 // len(seen)), strict=True):
+        assert value == value or not row.any()
+
+
+@each_float
+@pytest.mark.parametrize("length", [9, 700, pytest.param(11000, marks=LONG)])
+def test_min_score_of_nan_selects_nothing(length: int, dtype: type) -> None:
+    for lowest in (False, True):
+        actual, _ = launchers.select(data.scores(2, length, dtype=dtype), min_score=NAN, min_patches=3, lowest=lowest)
+        assert not actual.any()
 
 
 @pytest.mark.parametrize("length", [100, 1500])
-def test_ratio_and_hint_of_a_whole_number_of_patches(length: int) -> None:
+def test_ratio_of_a_whole_number_of_patches(length: int) -> None:
     """0.29 * 100 is 28.999999999999996; 29 patches are meant."""
     scores = data.scores(1, length, seed=length)
     assert int(0.29 * length) < 29 * length // 100
-    actual, _ = launchers.select(scores, ratio=0.29)
+    actual, _ = launchers.select(scores, ratio=tensor(np.array([0.29]), "float64"))
     assert actual.sum() == 29 * length // 100
-    actual, _ = launchers.select(scores, ratio=0.75, hint=0.29)
-    assert actual.sum() == 46 * length // 100
+
+
+@pytest.mark.parametrize("length", [101, 600])
+def test_ratio_is_rounded_before_the_sum(length: int) -> None:
+    """Ratios for which r P + 1e-6, rounded once, is on the other side of a whole number than rounded twice."""
+
+    def once(r: float) -> int:
+        return math.floor(float(Fraction(r) * length + Fraction(1e-6)))
+
+    near = [(k - 1e-6) / length for k in range(1, length)]
+    ratios = [r for r in near + [math.nextafter(r, 0) for r in near] if once(r) != math.floor(r * length + 1e-6)]
+    assert len(ratios) > 20
+    scores = data.scores(len(ratios), length)
+    actual, _ = launchers.select(scores, ratio=tensor(np.array(ratios), "float64"), runs=FORWARD)
+    np.testing.assert_array_equal(actual.sum(1), [max(1, math.floor(r * length + 1e-6)) for r in ratios])
 
 
 def test_min_score_on_the_device_is_rounded_to_the_scores() -> None:
@@ -130,38 +175,3 @@ def test_min_score_on_the_device_is_rounded_to_the_scores() -> None:
 def test_empty_rows(shape: tuple[int, int]) -> None:
     actual, counts = launchers.select(np.empty(shape, np.float32), ratio=0.5)
     assert actual.size == 0 and not counts.launches
-
-
-POOLS = [
-    ((3, 4, 40, 36), (8, 8)),
-    ((2, 3, 64, 96), (32, 48)),  # few large patches: their parts are added up by the selection
-    ((1, 4, 90, 70), (90, 70)),
-    ((2, 9, 96, 64), (48, 32)),
-    ((1, 2, 60, 80), (2, 2)),  # a row of 1200: one block
-    ((1, 2, 110, 100), (1, 1)),  # 11000: tiles
-]
-
-
-@each_mode
-@pytest.mark.parametrize(("shape", "patch"), POOLS, ids=str)
-@pytest.mark.parametrize("scope", ["image", "batch"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_pool_and_select(shape: tuple[int, ...], patch: tuple[int, ...], scope: str, dtype: str, mode: str) -> None:
-    rule = {"ratio": 0.5, "hint": 0.1} if scope == "image" else {"min_score": 0.3, "min_patches": 2}
-    x = tensor(data.logits(shape, seed=3), dtype)
-    scores, patches, labels, _ = launchers.entropy_pool_select(
-        x, patch, scope=scope, labels="int64", **rule, mode=mode, runs=(("forward", 0), ("random", 1))
-    )
-    tolerance = 1e-13 if dtype == "float64" else 4e-7
-    np.testing.assert_allclose(scores, reference.patch_scores(x.values, patch), rtol=0, atol=tolerance)
-    np.testing.assert_array_equal(patches, reference.select(scores.reshape(patches.shape), **rule))
-    assert labels is not None
-    np.testing.assert_array_equal(labels, reference.labels(x.values))
-
-
-def test_pool_and_select_give_what_the_two_give_apart() -> None:
-    x = tensor(data.logits((2, 3, 64, 96), seed=8))
-    for count in (False, True):
-        together, _, _, _ = launchers.entropy_pool_select(x, (32, 48), ratio=0.5, count=count, threshold=0.4)
-        apart, _, _ = launchers.entropy_pool(x, (32, 48), count=count, threshold=0.4)
-        np.testing.assert_array_equal(together, apart)

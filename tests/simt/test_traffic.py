@@ -19,7 +19,7 @@ from .tensors import Tensor, tensor
 
 PATCH = (16, 16)
 COUNT: dict[str, Any] = {"mode": "count", "runs": FORWARD, "multiprocessors": 108}
-HOT = {"entropy_pool_kernel", "apply_mask_kernel", "loss_registers_kernel", "loss_backward_kernel"}
+HOT = {"entropy_pool_kernel", "where_kernel", "loss_registers_kernel", "loss_backward_kernel"}
 
 each_batch = pytest.mark.parametrize("images", [2, pytest.param(18, marks=LONG)])
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -54,18 +54,16 @@ def atomics(counts: Counts) -> int:
 def mask_call(
     images: int, dtype: str, labels_dtype: str = "uint8", shape: tuple[int, ...] = (256, 256)
 ) -> tuple[Counts, int]:
-    """patch_mask as the op runs it: pooling with selection, then masking. Its launches, and the least bytes to move."""
+    """patch_mask as the op runs it: pooling, selection, masking. Its launches, and the least bytes to move."""
     logits = tensor(data.logits((images, 4, *shape), odd=False), dtype)
     image = tensor(data.rng(1).normal(size=(images, 1, *shape)), dtype)
-    scores, patches, labels, first = launchers.entropy_pool_select(
-        logits, PATCH, ratio=0.75, hint=0.05, labels=labels_dtype, **COUNT
-    )
-    grid = patches.reshape(scores.shape)
-    out, mask, second = launchers.apply_mask(image, grid, PATCH, **COUNT)
+    scores, labels, first = launchers.entropy_pool(logits, PATCH, labels=labels_dtype, **COUNT)
+    patches, second = launchers.select(scores.reshape(images, -1), ratio=0.75, hint=0.05, **COUNT)
+    out, mask, third = launchers.where(patches.reshape(scores.shape), 0.0, image, PATCH, mask="same", **COUNT)
     assert labels is not None and mask is not None
     kept = int((mask == 0).sum()) * image.storage.itemsize
     least = logits.storage.nbytes + kept + scores.nbytes + patches.nbytes + labels.nbytes + 2 * out.nbytes
-    return Counts(first.launches + second.launches, first.executable), least
+    return Counts(first.launches + second.launches + third.launches, first.executable), least
 
 
 def loss_call(
@@ -155,12 +153,25 @@ def test_launches_of_select(length: int, launches: int) -> None:
     assert len(counts.launches) == launches
 
 
-@pytest.mark.parametrize(("size", "patch", "launches"), [((96, 96), (48, 48), 2), ((64, 64), (8, 8), 2)])
-def test_launches_of_pooling_and_selection(size: tuple[int, int], patch: tuple[int, int], launches: int) -> None:
-    """Split patches are added up by the selection: no launch of their own."""
+@pytest.mark.parametrize(("size", "patch", "launches"), [((96, 96), (48, 48), 2), ((64, 64), (8, 8), 1)])
+def test_launches_of_pooling(size: tuple[int, int], patch: tuple[int, int], launches: int) -> None:
+    """Split patches are added up by a launch of their own."""
     logits = tensor(data.logits((1, 4, *size), odd=False))
-    *_, counts = launchers.entropy_pool_select(logits, patch, ratio=0.5, **COUNT)
+    *_, counts = launchers.entropy_pool(logits, patch, **COUNT)
     assert len(counts.launches) == launches
+
+
+@each_dtype
+@pytest.mark.parametrize("mask", ["none", "bool"])
+def test_traffic_of_mixing(mask: str, dtype: str) -> None:
+    """Of two images each pixel is read from one."""
+    inside, outside = (tensor(data.rng(seed).normal(size=(2, 1, 256, 256)), dtype) for seed in (1, 2))
+    patches = data.rng(3).random((2, 16, 16)) < 0.5
+    out, pixels, counts = launchers.where(patches, inside, outside, PATCH, mask=mask, **COUNT)
+    least = 2 * out.nbytes + patches.nbytes + (0 if pixels is None else pixels.size)
+    assert len(counts.launches) == 1
+    assert least <= moved(counts) <= 1.01 * least
+    assert sectors_ratio(counts) <= 1.01
 
 
 def test_channels_last_is_read_as_it_lies() -> None:
