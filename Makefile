@@ -32,7 +32,7 @@ test: setup
 # On a machine with a card: what it is, the tests that need it, compute-sanitizer over the kernels, the benchmark. All into a dated folder.
 SHELL := bash
 gpu_results = docs/gpu/$(shell date +%Y-%m-%d)
-sanitized := tests/test_patch_mask.py tests/test_selection.py tests/test_entropy.py tests/test_loss.py tests/test_shuffle.py
+sanitized := tests/test_masking.py tests/test_selection.py tests/test_entropy.py tests/test_loss.py tests/test_shuffle.py
 gpu: setup
 	mkdir -p $(gpu_results)
 	$(bin)/python -m entmask_ext > $(gpu_results)/environment.txt
