@@ -25,7 +25,7 @@ from build_backend import toolkit, torch_env
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 
-# One copy of the kernels an instruction set, chosen at run time. Never -march=native: the build must run elsewhere.
+# One copy of the kernels per instruction set, chosen at run time. Never -march=native: the build must run elsewhere.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC's own AVX-512 header sets them off
@@ -33,7 +33,8 @@ X86_ISAS: dict[str, list[str]] = {"baseline": [], "avx2": AVX2, "avx512": AVX512
 OTHER_ISAS: dict[str, list[str]] = {"baseline": []}
 
 COMMON = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-DNDEBUG"]
-TORCH_FLAGS = ["-std=c++20", "-O2", "-fopenmp", *COMMON]  # torch's headers ask for C++20
+# torch's headers ask for C++20. No contraction: how many patches are selected must not hang on a fused product.
+TORCH_FLAGS = ["-std=c++20", "-O2", "-fopenmp", "-ffp-contract=off", *COMMON]
 # No -ffast-math: NaN, infinities and signed zeros are part of what the kernels promise.
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", *COMMON]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-Xfatbin=-compress-all"]
@@ -164,12 +165,12 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
     for source in sorted((CSRC / "ops").glob("*.cpp")):
         compile(source, flags=[*TORCH_FLAGS, *cuda, *system])
     for source in sorted((CSRC / "kernels/cpu").glob("*.cpp")):
-        if source.name.startswith("kernels_"):
-            for isa, extra in isas().items():
-                compile(source, flags=[*KERNEL_FLAGS, f"-DENTMASK_ISA={isa}", *extra], isa=isa)
-        else:
+        if source.name == "dispatch.cpp":
             have_x86 = ["-DENTMASK_HAVE_X86=1"] if "avx2" in isas() else []
             compile(source, flags=[*KERNEL_FLAGS, *have_x86])
+        else:
+            for isa, extra in isas().items():
+                compile(source, flags=[*KERNEL_FLAGS, f"-DENTMASK_ISA={isa}", *extra], isa=isa)
 
     # torch is imported before _C, so its libraries are found by name: no rpath, which would tie _C to one folder.
     libraries: list[object] = [f"-L{torch.library_dir}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]

@@ -1,8 +1,11 @@
 // entmask_ext._C: the ops as Python functions without torch.ops' argument parsing, which costs more than a small op.
 //
-// Arguments are read by hand, so that a wrong one is named in the error. Everything goes through the dispatcher:
-// autograd, fake tensors and vmap see these calls like those of torch.ops.entmask.
+// Arguments are read by the op's schema, so that a wrong one is named in the error and a new op or argument needs
+// nothing here. Everything goes through the dispatcher: autograd, fake tensors and vmap see these calls like those of
+// torch.ops.entmask. Two neighbours of a schema that are called X and X_tensor are one argument: a number or a tensor.
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/Generator.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -10,173 +13,189 @@
 #include <vector>
 
 #include "kernels/cpu/cpu.h"
-#include "ops/ops.h"
 
 namespace py = pybind11;
 
 namespace entmask {
 namespace {
 
-using at::Tensor;
-using ops::OptionalTensor;
+using c10::IValue;
+using c10::TypeKind;
 
-[[noreturn]] void wrong_type(const char* name, const char* expected, py::handle got) {
-  throw py::type_error(std::string(name) + " must be " + expected + ", got " + Py_TYPE(got.ptr())->tp_name);
+[[noreturn]] void wrong_type(const std::string& name, const char* expected, py::handle got) {
+  throw py::type_error(name + " must be " + expected + ", got " + Py_TYPE(got.ptr())->tp_name);
 }
 
-Tensor tensor(py::handle value, const char* name) {
-  if (!THPVariable_Check(value.ptr())) wrong_type(name, "a torch.Tensor", value);
-  return THPVariable_Unpack(value.ptr());
+// How many axes an array has; 0 for what is no array.
+int64_t axes_of(py::handle value) {
+  if (PyLong_Check(value.ptr()) || PyFloat_Check(value.ptr())) return 0;
+  const py::object ndim = py::getattr(value, "ndim", py::none());
+  return PyLong_Check(ndim.ptr()) ? PyLong_AsLong(ndim.ptr()) : 0;
 }
 
-OptionalTensor optional_tensor(py::handle value, const char* name) {
-  if (value.is_none()) return std::nullopt;
-  if (!THPVariable_Check(value.ptr())) wrong_type(name, "a torch.Tensor or None", value);
-  return THPVariable_Unpack(value.ptr());
+double real(const std::string& name, const char* expected, py::handle value) {
+  // float() of a tensor on a device would wait for it.
+  const bool readable = THPVariable_Check(value.ptr()) ? THPVariable_Unpack(value.ptr()).device().is_cpu()
+                                                       : PyNumber_Check(value.ptr()) && !PyComplex_Check(value.ptr());
+  if (!readable || axes_of(value) != 0) wrong_type(name, expected, value);
+  const double result = PyFloat_AsDouble(value.ptr());
+  if (result != -1 || !PyErr_Occurred()) return result;
+  const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
+  PyErr_Clear();
+  if (overflow) throw py::value_error(name + " must be a number that a float can hold, got a larger int");
+  wrong_type(name, expected, value);
 }
 
-double number(py::handle value, const char* name, const char* expected = "a float") {
-  const double result = PyNumber_Check(value.ptr()) ? PyFloat_AsDouble(value.ptr()) : 0;
-  if (!PyNumber_Check(value.ptr()) || (result == -1 && PyErr_Occurred())) {
-    PyErr_Clear();
+int64_t whole(const std::string& name, const char* expected, py::handle value) {
+  PyObject* const p = value.ptr();
+  if (!PyIndex_Check(p) || PyBool_Check(p) || THPVariable_Check(p) || axes_of(value) != 0)
     wrong_type(name, expected, value);
-  }
+  const int64_t result = PyNumber_AsSsize_t(p, PyExc_OverflowError);
+  if (result != -1 || !PyErr_Occurred()) return result;
+  const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
+  PyErr_Clear();
+  if (overflow) throw py::value_error(name + " must be an int below 2^63, got " + std::string(py::str(value)));
+  wrong_type(name, expected, value);
+}
+
+// A Python, numpy or 0-d array number as a bool, an int or a float, whichever it is.
+IValue number(const std::string& name, const char* expected, py::handle value) {
+  py::object plain = py::reinterpret_borrow<py::object>(value);
+  if (!PyLong_Check(value.ptr()) && !PyFloat_Check(value.ptr()) && !THPVariable_Check(value.ptr()) &&
+      py::hasattr(value, "ndim") && axes_of(value) == 0)
+    plain = value.attr("item")();
+  if (PyBool_Check(plain.ptr())) return IValue(plain.ptr() == Py_True);
+  if (PyLong_Check(plain.ptr())) return IValue(whole(name, expected, plain));
+  return IValue(real(name, expected, plain));
+}
+
+// One size for all axes, or one per axis: an int, or a sequence or a 1-d array of ints.
+std::vector<int64_t> sizes(const std::string& name, py::handle value) {
+  constexpr const char* expected = "an int or a sequence of ints";
+  PyObject* const p = value.ptr();
+  if (PyLong_Check(p)) return {whole(name, expected, value)};
+  const int64_t axes = axes_of(value);
+  if (PyIndex_Check(p) && axes == 0) return {whole(name, expected, value)};
+  const bool text = PyUnicode_Check(p) || PyBytes_Check(p) || PyByteArray_Check(p);
+  if (!PySequence_Check(p) || text || axes > 1 || THPVariable_Check(p)) wrong_type(name, expected, value);
+  std::vector<int64_t> result;
+  for (const py::handle size : py::reinterpret_borrow<py::sequence>(value))
+    result.push_back(whole(name, expected, size));
   return result;
 }
 
-// A float, a 0-d tensor or None.
-struct Fraction {
-  std::optional<double> value;
-  OptionalTensor tensor;
+struct Argument {
+  std::string name;
+  TypeKind kind;
+  bool optional;
+  bool pair;  // the schema's next argument is the tensor that may be given instead
 
-  Fraction(py::handle given, const char* name) {
-    if (given.is_none()) return;
-    if (THPVariable_Check(given.ptr()))
-      tensor = THPVariable_Unpack(given.ptr());
-    else
-      value = number(given, name, "a float or a 0-d tensor");
+  const char* expected() const {
+    switch (kind) {
+      case TypeKind::TensorType:
+        return optional ? "a torch.Tensor or None" : "a torch.Tensor";
+      case TypeKind::FloatType:
+      case TypeKind::NumberType:
+        return pair ? "a number or a tensor" : "a number";
+      case TypeKind::BoolType:
+        return "a bool";
+      case TypeKind::StringType:
+        return "a str";
+      case TypeKind::ScalarTypeType:
+        return optional ? "a torch.dtype or None" : "a torch.dtype";
+      case TypeKind::GeneratorType:
+        return "a torch.Generator or None";
+      default:
+        return "an int";
+    }
+  }
+
+  void read(py::handle value, torch::jit::Stack& stack) const {
+    if (pair) {
+      const bool tensor = THPVariable_Check(value.ptr());
+      stack.push_back(tensor ? (kind == TypeKind::FloatType && !optional ? IValue(0.0) : IValue()) : one(value));
+      stack.push_back(tensor ? IValue(THPVariable_Unpack(value.ptr())) : IValue());
+    } else {
+      stack.push_back(one(value));
+    }
+  }
+
+ private:
+  IValue one(py::handle value) const {
+    PyObject* const p = value.ptr();
+    if (optional && value.is_none()) return IValue();
+    switch (kind) {
+      case TypeKind::TensorType:
+        if (THPVariable_Check(p)) return IValue(THPVariable_Unpack(p));
+        break;
+      case TypeKind::FloatType:
+        return IValue(real(name, expected(), value));
+      case TypeKind::NumberType:
+        return number(name, expected(), value);
+      case TypeKind::IntType:
+        return IValue(whole(name, expected(), value));
+      case TypeKind::ListType:
+        return IValue(sizes(name, value));
+      case TypeKind::BoolType:
+        if (PyBool_Check(p)) return IValue(p == Py_True);
+        break;
+      case TypeKind::StringType:
+        if (PyUnicode_Check(p)) return IValue(py::cast<std::string>(value));
+        break;
+      case TypeKind::ScalarTypeType:
+        if (THPDtype_Check(p)) return IValue(reinterpret_cast<THPDtype*>(p)->scalar_type);
+        break;
+      case TypeKind::GeneratorType:
+        if (THPGenerator_Check(p)) return IValue(THPGenerator_Unwrap(p));
+        break;
+      default:
+        break;
+    }
+    wrong_type(name, expected(), value);
   }
 };
 
-int64_t integer(py::handle value, const char* name, const char* expected = "an int") {
-  if (!PyIndex_Check(value.ptr()) || PyBool_Check(value.ptr())) wrong_type(name, expected, value);
-  const int64_t result = PyNumber_AsSsize_t(value.ptr(), PyExc_OverflowError);
-  if (result == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return result;
-}
-
-std::vector<int64_t> patch_size_of(py::handle value) {
-  constexpr const char* expected = "an int or a sequence of ints";
-  if (PyIndex_Check(value.ptr())) return {integer(value, "patch_size", expected)};
-  if (!PySequence_Check(value.ptr()) || PyUnicode_Check(value.ptr())) wrong_type("patch_size", expected, value);
-  std::vector<int64_t> sizes;
-  for (const py::handle size : py::reinterpret_borrow<py::sequence>(value))
-    sizes.push_back(integer(size, "patch_size", expected));
-  return sizes;
-}
-
-std::string_view text(py::handle value, const char* name) {
-  Py_ssize_t size = 0;
-  const char* const data = PyUnicode_Check(value.ptr()) ? PyUnicode_AsUTF8AndSize(value.ptr(), &size) : nullptr;
-  if (!data) wrong_type(name, "a str", value);
-  return {data, size_t(size)};
-}
-
-std::optional<at::ScalarType> dtype(py::handle value, const char* name) {
-  if (value.is_none()) return std::nullopt;
-  if (!THPDtype_Check(value.ptr())) wrong_type(name, "a torch.dtype or None", value);
-  return reinterpret_cast<THPDtype*>(value.ptr())->scalar_type;
-}
-
-bool flag(py::handle value, const char* name) {
-  if (!PyBool_Check(value.ptr())) wrong_type(name, "a bool", value);
-  return value.ptr() == Py_True;
-}
-
-using Object = py::handle;
-
-py::tuple patch_mask(Object image, Object logits, Object patch_size, Object ratio, Object score, Object threshold,
-                     Object min_score, Object min_patches, Object order, Object hint, Object scope, Object fill,
-                     Object mask_dtype, Object label_dtype) {
-  const Tensor x = tensor(image, "image"), l = tensor(logits, "logits");
-  const auto patch = patch_size_of(patch_size);
-  const Fraction r(ratio, "ratio"), t(threshold, "threshold"), m(min_score, "min_score");
-  if (threshold.is_none()) wrong_type("threshold", "a float or a 0-d tensor", threshold);
-  const auto s = text(score, "score"), o = text(order, "order"), c = text(scope, "scope");
-  const auto n = integer(min_patches, "min_patches");
-  const auto h = number(hint, "hint"), f = number(fill, "fill");
-  const auto mask_type = dtype(mask_dtype, "mask_dtype"), label_type = dtype(label_dtype, "label_dtype");
-  const auto [out, mask, patches, scores, labels] = [&] {
-    py::gil_scoped_release release;
-    return ops::patch_mask(x, l, patch, r.value, r.tensor, s, t.value.value_or(0), t.tensor, m.value, m.tensor, n, o, h,
-                           c, f, mask_type, label_type);
-  }();
-  return py::make_tuple(out, mask, patches, scores, label_type ? py::cast(labels) : py::none());
-}
-
-py::tuple patch_mask_from_scores(Object image, Object scores, Object patch_size, Object ratio, Object min_score,
-                                 Object min_patches, Object order, Object hint, Object scope, Object fill,
-                                 Object mask_dtype) {
-  const Tensor x = tensor(image, "image"), values = tensor(scores, "scores");
-  const auto patch = patch_size_of(patch_size);
-  const Fraction r(ratio, "ratio"), m(min_score, "min_score");
-  const auto o = text(order, "order"), c = text(scope, "scope");
-  const auto n = integer(min_patches, "min_patches");
-  const auto h = number(hint, "hint"), f = number(fill, "fill");
-  const auto mask_type = dtype(mask_dtype, "mask_dtype");
-  const auto [out, mask, patches] = [&] {
-    py::gil_scoped_release release;
-    return ops::patch_mask_from_scores(x, values, patch, r.value, r.tensor, m.value, m.tensor, n, o, h, c, f,
-                                       mask_type);
-  }();
-  return py::make_tuple(out, mask, patches);
-}
-
-Tensor patch_scores(Object logits, Object patch_size, Object score, Object threshold) {
-  const Tensor l = tensor(logits, "logits");
-  const auto patch = patch_size_of(patch_size);
-  const Fraction t(threshold, "threshold");
-  if (threshold.is_none()) wrong_type("threshold", "a float or a 0-d tensor", threshold);
-  const auto s = text(score, "score");
-  py::gil_scoped_release release;
-  return ops::patch_scores(l, patch, s, t.value.value_or(0), t.tensor);
-}
-
-Tensor entropy_map(Object logits, Object normalize) {
-  const Tensor l = tensor(logits, "logits");
-  const bool n = flag(normalize, "normalize");
-  py::gil_scoped_release release;
-  return ops::entropy_map(l, n);
-}
-
-py::tuple consistency_loss(Object logits, Object labels, Object patches, Object patch_size, Object mask_weight,
-                           Object class_weight, Object ce_weight, Object dice_weight, Object smooth,
-                           Object denominator_offset) {
-  const Tensor l = tensor(logits, "logits"), y = tensor(labels, "labels");
-  const OptionalTensor grid = optional_tensor(patches, "patches"), w = optional_tensor(class_weight, "class_weight");
-  std::vector<int64_t> patch;
-  at::OptionalIntArrayRef size;
-  if (!patch_size.is_none()) {
-    patch = patch_size_of(patch_size);
-    size = patch;
+class Op {
+ public:
+  explicit Op(const c10::OperatorHandle& handle) : handle_(handle) {
+    const auto& arguments = handle.schema().arguments();
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      c10::TypePtr type = arguments[i].real_type();
+      const bool optional = type->kind() == TypeKind::OptionalType;
+      if (optional) type = type->expectRef<c10::OptionalType>().getElementType();
+      const std::string& name = arguments[i].name();
+      const bool pair = i + 1 < arguments.size() && arguments[i + 1].name() == name + "_tensor";
+      arguments_.push_back({name, type->kind(), optional, pair});
+      i += pair;
+    }
   }
-  const double mask = number(mask_weight, "mask_weight"), ce = number(ce_weight, "ce_weight"),
-               dice = number(dice_weight, "dice_weight"), smoothing = number(smooth, "smooth"),
-               offset = number(denominator_offset, "denominator_offset");
-  const auto result = [&] {
-    py::gil_scoped_release release;
-    return ops::consistency_loss(l, y, grid, size, mask, w, ce, dice, smoothing, offset);
-  }();
-  return py::make_tuple(std::get<0>(result), std::get<1>(result), std::get<2>(result), std::get<3>(result));
-}
 
-Tensor shuffle_patches(Object x, Object patch_size, Object permutation, Object inverse) {
-  const Tensor values = tensor(x, "x"), order = tensor(permutation, "permutation");
-  const auto patch = patch_size_of(patch_size);
-  const bool back = flag(inverse, "inverse");
-  py::gil_scoped_release release;
-  return ops::shuffle_patches(values, patch, order, back);
-}
+  py::object operator()(const py::args& values) const {
+    if (values.size() != arguments_.size())
+      throw py::type_error(handle_.schema().name() + " takes " + std::to_string(arguments_.size()) +
+                           " positional arguments, got " + std::to_string(values.size()));
+    torch::jit::Stack stack;
+    stack.reserve(2 * arguments_.size());
+    for (size_t i = 0; i < arguments_.size(); ++i)
+      arguments_[i].read(PyTuple_GET_ITEM(values.ptr(), Py_ssize_t(i)), stack);
+    {
+      py::gil_scoped_release release;
+      handle_.callBoxed(stack);
+    }
+    const auto wrap = [](IValue& value) {
+      return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(value).toTensor()));
+    };
+    if (stack.size() == 1) return wrap(stack[0]);
+    py::tuple results(stack.size());
+    for (size_t i = 0; i < stack.size(); ++i)
+      PyTuple_SET_ITEM(results.ptr(), Py_ssize_t(i), wrap(stack[i]).release().ptr());
+    return results;
+  }
+
+ private:
+  c10::OperatorHandle handle_;
+  std::vector<Argument> arguments_;
+};
 
 // What this library was built for, and the CPU instruction set in use.
 py::dict build_info() {
@@ -189,13 +208,15 @@ py::dict build_info() {
 }
 
 PYBIND11_MODULE(_C, m) {
-  m.def("patch_mask", &patch_mask);
-  m.def("patch_mask_from_scores", &patch_mask_from_scores);
-  m.def("patch_scores", &patch_scores);
-  m.def("entropy_map", &entropy_map);
-  m.def("consistency_loss", &consistency_loss);
-  m.def("shuffle_patches", &shuffle_patches);
   m.def("build_info", &build_info);
+  const std::string space = "entmask::";
+  for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (name.name.compare(0, space.size(), space) != 0) continue;
+    const std::string short_name = name.name.substr(space.size());
+    if (short_name.size() > 9 && short_name.compare(short_name.size() - 9, 9, "_backward") == 0) continue;
+    const Op op(c10::Dispatcher::singleton().findSchemaOrThrow(name.name.c_str(), name.overload_name.c_str()));
+    m.def(short_name.c_str(), [op](const py::args& values) { return op(values); });
+  }
 }
 
 }  // namespace

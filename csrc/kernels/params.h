@@ -14,7 +14,7 @@ namespace entmask {
 // The ops take no more classes than this.
 constexpr int64_t kMaxClasses = 2048;
 
-enum class Dtype : int32_t { float32, float64, float16, bfloat16 };
+enum class Dtype : int32_t { float32, float64, float16, bfloat16, int64 };  // int64: of a Number only
 enum class LabelDtype : int32_t { none, uint8, int64 };
 
 // Sizes in pixels, patch sizes in pixels, patches an axis: [depth, height, width], count = ceil(size / patch).
@@ -30,12 +30,13 @@ struct Strides {
   int64_t n, c, d, h, w;
 };
 
-// A number that the caller passed (device == nullptr: value holds), or a 0-d tensor that the kernel reads itself, so
-// that a schedule needs no host sync and does not break a CUDA graph.
-struct Scalar {
+// A number that the host knows (data == nullptr: value holds), or one that the kernel reads itself, so that a schedule
+// needs no host sync and does not break a CUDA graph. There may be one per row (stride 1) or one for all (stride 0).
+struct Number {
   double value;
-  const void* device;
-  Dtype dtype;
+  const void* data;
+  int64_t stride;
+  Dtype dtype;  // of data
 };
 
 // Softmax entropy pooled over patches, and the pseudo-label, in one pass over the logits.
@@ -51,7 +52,7 @@ struct EntropyPoolParams {
   int64_t batch, classes;
   Grid grid;
   bool count;
-  Scalar threshold;  // rounded to the dtype of scores before comparing
+  Number threshold;  // a row is an image. Rounded to the dtype of scores before comparing; no H reaches a NaN
 };
 
 // Entropy of each pixel.
@@ -83,13 +84,14 @@ struct EntropyBackwardParams {
   bool normalize;
 };
 
-// Which patches of each row are masked. Scores rank by value, NaN above +inf, -0 equal to +0; ties go to the lower
+// Which patches of each row are selected. Scores rank by value, NaN above +inf, -0 equal to +0; ties go to the lower
 // index.
-//   k = ratio > 0 ? min(P, max(1, floor(ratio * P + 1e-6))) : 0                                     by_ratio
-//   k = min(P, max(min_patches, #{score >= min_score}))      (lowest: <=)                           else
-//   selected = the k highest (lowest: lowest) scores; of these, the min(floor(hint * P + 1e-6), k - 1) highest-scored
-//   are left unmasked (ties: the lower index is left first).
-// ratio is clamped to [0, 1] when it is read from the device; a NaN there selects nothing.
+//   k selected                                                                                      by_ratio
+//   min(P, max(min_patches, #{score >= min_score})) selected (lowest: <=)                           else
+//   selected = the highest (lowest: lowest) scores; of these, the min(hinted, selected - 1) highest-scored are taken
+//   out again (ties: the lower index first).
+// The op computes k and hinted in exact arithmetic; a kernel does so only for a ratio that it reads itself:
+//   k = ratio > 0 ? min(P, max(1, floor(min(ratio, 1) P + 1e-6))) : 0, with the product rounded before the sum
 struct SelectParams {
   const void* scores;  // [rows, P] contiguous, float32 or float64
   bool* patches;       // [rows, P] contiguous
@@ -97,25 +99,31 @@ struct SelectParams {
   bool is_double;
   bool by_ratio;
   bool lowest;
-  Scalar ratio;
-  Scalar min_score;  // rounded to the dtype of scores before comparing
+  int64_t k;         // by_ratio, where ratio.data is nullptr: in [0, P]
+  Number ratio;      // data only: a fraction (NaN selects nothing), or int64: k itself, clamped to [0, P]. CPU: int64
+  Number min_score;  // rounded to the dtype of scores before comparing; NaN selects nothing. CPU: data in that dtype
   int64_t min_patches;
-  double hint;
+  int64_t hinted;  // floor(hint P + 1e-6)
 };
 
-// The masked image and the mask of pixels.
-struct ApplyParams {
-  const void* image;    // [N, C, D, H, W], strides below; the pixels of masked patches are not read
-  void* out;            // [N, C, D, H, W], dense, same dtype, strides below
-  void* mask;           // [N, 1, D, H, W] contiguous, dtype of image or bool, 1 = masked; nullptr: not asked for
-  const bool* patches;  // [N, Gd, Gh, Gw] contiguous
-  Strides image_stride;
+// out = inside where the pixel's patch is True, outside elsewhere; and the mask of these pixels. Elements are moved as
+// bits of their size: no dtype is known here. The pixels of the side that is not taken are not read.
+struct WhereParams {
+  const void* inside;   // [N, C, D, H, W], strides below; nullptr: number
+  const void* outside;  // the same; nullptr: number
+  void* out;            // [N, C, D, H, W], dense, strides below
+  void* mask;           // [N, D, H, W] contiguous, mask_bytes an element; nullptr: not asked for
+  const bool* patches;  // [N, Gd, Gh, Gw] contiguous, or with patches_stride 0 [1, Gd, Gh, Gw]
+  Strides inside_stride;
+  Strides outside_stride;
   Strides out_stride;
-  Dtype dtype;
-  bool mask_is_bool;
+  int64_t patches_stride;  // from an image's patches to the next's: P, or 0: the same for all images
+  int64_t bytes;           // an element of inside, outside and out: 1, 2, 4 or 8
+  int64_t mask_bytes;      // bytes, or 1
+  uint64_t number;         // the bits of the number, lowest bytes first
+  uint64_t one;            // the bits of a 1 of the mask
   int64_t batch, channels;
   Grid grid;
-  double fill;
 };
 
 // Region-weighted cross entropy and soft Dice of the student's logits against the pseudo-labels.

@@ -14,6 +14,12 @@ constexpr int64_t kItemPixels = 1 << 15;  // a strip of more pixels is several i
 
 ENTMASK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The number of a row (an image), in T: the op brings what the CPU reads to the compute dtype.
+template <class T>
+ENTMASK_INLINE T number_of(const Number& n, int64_t row) {
+  return n.data ? static_cast<const T*>(n.data)[row * n.stride] : T(n.value);
+}
+
 // Pixels of a patch along an axis: fewer where the image's edge cuts it.
 ENTMASK_INLINE int64_t extent(const Grid& g, int axis, int64_t patch) {
   const int64_t left = g.size[axis] - patch * g.patch[axis];

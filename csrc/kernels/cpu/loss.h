@@ -1,11 +1,16 @@
 // What the loss's forward and backward share: the labels and regions of a piece of a row, and the walk over the rows.
 #pragma once
 
-#include "entropy.h"
 #include "grid.h"
-#include "stage.h"
+#include "planar.h"
+#include "softmax.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
+
+// The sums of the loss: masked w l, masked w, visible w l, visible w, then I_0.., Q_0.., T_0..
+constexpr int kHead = 4;
+
+ENTMASK_INLINE int64_t loss_items(const LossParams& p) { return strip_items(p.grid, p.batch); }
 
 // Labels [0, classes) of n pixels as lane-sized integers; any other label, and the vector of room beyond n, becomes -1.
 template <class L, class I>

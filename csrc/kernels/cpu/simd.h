@@ -105,7 +105,7 @@ ENTMASK_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return a < b ? a 
 
 // v where the mask's bits are set, else 0: also for a NaN or an infinity.
 template <class T>
-ENTMASK_INLINE Vec<T> where(IVec<T> mask, Vec<T> v) {
+ENTMASK_INLINE Vec<T> keep_where(IVec<T> mask, Vec<T> v) {
   return bits_as<Vec<T>>(bits_as<IVec<T>>(v) & mask);
 }
 
@@ -115,7 +115,7 @@ ENTMASK_INLINE Vec<T> add_where(IVec<T> mask, Vec<T> sum, Vec<T> v) {
 #if defined(__AVX512F__)
   return mask ? sum + v : sum;  // one instruction
 #else
-  return sum + where<T>(mask, v);
+  return sum + keep_where<T>(mask, v);
 #endif
 }
 
@@ -235,7 +235,7 @@ ENTMASK_INLINE double sum(Vec<double> v) {
 // ---------------------------------------------------------------- access
 //
 // A row of n >= kWidth pixels, the pixels of a class dense, class k at x + k * k_stride. Rows of other layouts are
-// brought into this one first (stage.h).
+// brought into this one first (planar.h).
 
 // The hardware's own prefetch starts again at each page, and every class is a stream of its own: half a page ahead.
 ENTMASK_INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
@@ -317,6 +317,36 @@ ENTMASK_INLINE void for_each_group(int64_t classes, F&& f) {
     for (int64_t k = 0; k < classes; k += 8) f(k, k + 8 < classes ? k + 8 : classes);
   }
 }
+
+// One vector per class: in registers where the number of classes is a constant, else in memory given for them.
+template <class T, int K>
+struct ClassVectors {
+  Vec<T> own[K];
+  ENTMASK_INLINE explicit ClassVectors(Vec<T>*) {}
+  ENTMASK_INLINE Vec<T>* data() { return own; }
+  ENTMASK_INLINE Vec<T>& operator[](int64_t k) { return own[k]; }
+};
+template <class T>
+struct ClassVectors<T, 0> {
+  Vec<T>* given;
+  ENTMASK_INLINE explicit ClassVectors(Vec<T>* memory) : given(memory) {}
+  ENTMASK_INLINE Vec<T>* data() { return given; }
+  ENTMASK_INLINE Vec<T>& operator[](int64_t k) { return given[k]; }
+};
+
+// Arrays one behind the other in a call's scratch memory, each 64-byte aligned. Taken from a null pointer they tell how
+// much memory they need.
+struct Scratch {
+  char* at;
+  explicit Scratch(void* memory) : at(static_cast<char*>(memory)) {}
+  template <class E>
+  E* take(int64_t n) {
+    E* const taken = reinterpret_cast<E*>(at);
+    at = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(at) + (uintptr_t(n) * sizeof(E) + 63) / 64 * 64);
+    return taken;
+  }
+  size_t bytes() const { return size_t(reinterpret_cast<uintptr_t>(at)); }
+};
 
 template <class S>
 struct Type {

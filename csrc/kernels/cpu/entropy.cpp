@@ -3,10 +3,10 @@
 // A strip is one row of patches of one image. Its rows of pixels are read one at a time and added up, column by column,
 // in line buffers that stay in L1; these go to the sums of the patches, in double, every few rows, so that the mean
 // over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
-#include "entropy.h"
 #include "grid.h"
-#include "stage.h"
-#include "tables.h"
+#include "planar.h"
+#include "softmax.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
@@ -47,8 +47,8 @@ void add_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
     Vec<T> z = p.z, rest = p.max * T(0) - p.s / (p.z + T(1));  // max * 0: NaN where the maximum is not finite
     if (at != i) {                                             // the pixels of the vector before are in already
       const IVec<T> fresh = lanes_from<T>(i - at);
-      z = where<T>(fresh, z);
-      rest = where<T>(fresh, rest);
+      z = keep_where<T>(fresh, z);
+      rest = keep_where<T>(fresh, rest);
     }
     const Vec<T> product = load(a.h + at);
     store(a.h + at, product * z + (product + z));
@@ -94,16 +94,18 @@ struct RowReader {
   LabelDtype label_dtype;
   void* labels;
   RowArgs<T> args;
+  S* piece;
   IVecElement<T> label[kChunk + kWidth<T>];
 
   RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, bool adds, LabelDtype dtype,
-            void* out)
+            void* out, void* scratch)
       : row(pick_row<S>(adds, dtype != LabelDtype::none, classes)),
         logits(static_cast<S*>(const_cast<void*>(x))),
         k_stride(stride.c),
         w_stride(stride.w),
         label_dtype(dtype),
-        labels(out) {
+        labels(out),
+        piece(static_cast<S*>(scratch)) {
     args.classes = classes;
     args.scale = normalize ? T(1) / T(__builtin_log(double(classes))) : T(1);
     args.ceiling = normalize ? T(1) : T(__builtin_inf());
@@ -119,12 +121,13 @@ struct RowReader {
   // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h and rest have room
   // for a vector more.
   ENTMASK_INLINE void read(int64_t offset, int64_t pixel, int64_t n, T* h, T* rest = nullptr) {
-    for_each_planar(logits + offset, k_stride, w_stride, args.classes, n, [&](const Planar<S>& x, int64_t i, int64_t) {
-      args.h = h + i;
-      args.rest = rest + i;
-      args.label = label + i;
-      row(x, args);
-    });
+    for_each_planar(logits + offset, k_stride, w_stride, args.classes, n, piece,
+                    [&](const Planar<S>& x, int64_t i, int64_t) {
+                      args.h = h + i;
+                      args.rest = rest ? rest + i : nullptr;
+                      args.label = label + i;
+                      row(x, args);
+                    });
     if (label_dtype == LabelDtype::uint8) store_labels<uint8_t>(pixel, n);
     if (label_dtype == LabelDtype::int64) store_labels<int64_t>(pixel, n);
   }
@@ -153,7 +156,22 @@ ENTMASK_INLINE bool any_nan(const T* h, int64_t n) {
   return found;
 }
 
+template <class P>
+size_t reader_scratch(const P& p) {
+  return with_dtype(p.dtype, [&](auto s) {
+    using S = typename decltype(s)::type;
+    return size_t(piece_elements<S>(p.classes)) * sizeof(S);
+  });
+}
+
 // ---------------------------------------------------------------- pooling
+
+// The pixels of a row from x0 on that are handled at once: whole patches, or a part of one that is wider than a chunk.
+ENTMASK_INLINE int64_t chunk_end(int64_t x0, int64_t width, int64_t patch) {
+  const int64_t whole = patch <= kChunk ? x0 + kChunk / patch * patch : (x0 / patch + 1) * patch;
+  const int64_t end = whole < x0 + kChunk ? whole : x0 + kChunk;
+  return end < width ? end : width;
+}
 
 ENTMASK_INLINE double patch_pixels(const Grid& g, int64_t gz, int64_t gy, int64_t gx) {
   return double(extent(g, 0, gz)) * double(extent(g, 1, gy)) * double(extent(g, 2, gx));
@@ -200,26 +218,24 @@ struct Lines {
 };
 
 template <class S>
-void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t end) {
+void pool(const EntropyPoolParams& p, double* partial, void* scratch, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const Grid& g = p.grid;
   const Strides& st = p.logits_stride;
   const int64_t splits = strip_splits(g), width = g.size[2], pw = g.patch[2];
-  const T threshold = T(p.threshold.value);
   const bool single = g.patch[0] * g.patch[1] * pw == 1;  // a patch is a pixel: its score is the entropy itself
   const bool adds = !p.count && !single;                  // no pixel's own entropy is needed
   const int64_t flush = flush_rows(p.classes);
-  // A chunk holds whole patches, or a part of one patch that is wider than a chunk.
-  const int64_t chunk = pw < kChunk ? kChunk / pw * pw : kChunk;
-  RowReader<S> reader(p.logits, st, p.classes, true, adds, p.label_dtype, p.labels);
+  RowReader<S> reader(p.logits, st, p.classes, true, adds, p.label_dtype, p.labels, scratch);
   Lines<T> lines;
   double sums[kChunk];
 
   for (int64_t index = begin; index < end; ++index) {
     const Item item(g, splits, index);
-    for (int64_t x0 = 0; x0 < width; x0 += chunk) {
-      const int64_t count = width - x0 < chunk ? width - x0 : chunk;
-      const int64_t patches = ceil_div(count, pw), gx0 = x0 / pw;
+    const T threshold = number_of<T>(p.threshold, item.n);
+    for (int64_t x0 = 0, x1; x0 < width; x0 = x1) {
+      x1 = chunk_end(x0, width, pw);
+      const int64_t count = x1 - x0, patches = ceil_div(count, pw), gx0 = x0 / pw;
       const bool continued = x0 > gx0 * pw;  // a wide patch's later part
       if (!continued) __builtin_memset(sums, 0, size_t(patches) * sizeof(double));
       auto offset = [&](int64_t r) { return item.n * st.n + item.z(r) * st.d + item.y(r) * st.h + x0 * st.w; };
@@ -232,8 +248,9 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
           reader.read(offset(r), pixel(r), count, lines.h, lines.rest);
           if (adds) continue;
           if (p.labels && any_nan(lines.h, count)) reader.correct_labels(offset(r), pixel(r), count, lines.h);
-          if (p.count)
-            for (int64_t i = 0; i < count; ++i) lines.h[i] = lines.h[i] < threshold ? T(0) : T(1);  // NaN counts
+          if (p.count)  // a NaN pixel counts, and no pixel reaches a NaN
+            for (int64_t i = 0; i < count; ++i)
+              lines.h[i] = lines.h[i] >= threshold || lines.h[i] != lines.h[i] ? T(1) : T(0);
           for (int64_t i = 0; i < count; ++i) lines.sum[i] += lines.h[i];
         }
         if (adds) {
@@ -246,7 +263,7 @@ void pool(const EntropyPoolParams& p, double* partial, int64_t begin, int64_t en
         else
           add_line(lines.sum, count, pw, sums);
       }
-      const bool complete = x0 + count == width || (x0 + count) % pw == 0;
+      const bool complete = x1 == width || x1 % pw == 0;
       if (!complete || single) continue;
       for (int64_t j = 0; j < patches; ++j) {
         const int64_t gx = gx0 + j;
@@ -279,11 +296,11 @@ MapRows map_rows(const EntropyMapParams& p) {
 }
 
 template <class S>
-void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
+void map(const EntropyMapParams& p, void* scratch, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const MapRows m = map_rows(p);
   const Strides& st = p.logits_stride;
-  RowReader<S> reader(p.logits, st, p.classes, p.normalize, false, LabelDtype::none, nullptr);
+  RowReader<S> reader(p.logits, st, p.classes, p.normalize, false, LabelDtype::none, nullptr, scratch);
   T h[kChunk + kWidth<T>];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t piece = item % m.pieces, row = item / m.pieces;
@@ -303,23 +320,22 @@ void map(const EntropyMapParams& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
+int64_t pool_items(const EntropyPoolParams& p) { return strip_items(p.grid, p.batch); }
 
-int64_t entropy_pool_items(const EntropyPoolParams& p) { return strip_items(p.grid, p.batch); }
-
-// One sum a patch and item, where a strip is more than one item.
-size_t entropy_pool_workspace(const EntropyPoolParams& p) {
-  return strip_splits(p.grid) == 1 ? 0 : size_t(entropy_pool_items(p)) * size_t(p.grid.count[2]) * sizeof(double);
+// One sum per patch and item, where a strip is more than one item.
+size_t pool_workspace(const EntropyPoolParams& p) {
+  return strip_splits(p.grid) == 1 ? 0 : size_t(pool_items(p)) * size_t(p.grid.count[2]) * sizeof(double);
 }
 
-void entropy_pool(const EntropyPoolParams& p, void* workspace, int64_t begin, int64_t end) {
-  double* partial = entropy_pool_workspace(p) ? static_cast<double*>(workspace) : nullptr;
-  with_dtype(p.dtype, [&](auto s) { pool<typename decltype(s)::type>(p, partial, begin, end); });
+void run_pool(const EntropyPoolParams& p, const Memory& memory, int64_t begin, int64_t end) {
+  double* partial = pool_workspace(p) ? static_cast<double*>(memory.workspace) : nullptr;
+  with_dtype(p.dtype, [&](auto s) { pool<typename decltype(s)::type>(p, partial, memory.scratch, begin, end); });
 }
 
-void entropy_pool_finish(const EntropyPoolParams& p, const void* workspace) {
+void finish_pool(const EntropyPoolParams& p, const void* workspace) {
   const Grid& g = p.grid;
   const int64_t splits = strip_splits(g), strips = p.batch * g.count[0] * g.count[1];
+  if (splits == 1) return;
   const double* partial = static_cast<const double*>(workspace);
   for (int64_t strip = 0; strip < strips; ++strip)
     for (int64_t gx = 0; gx < g.count[2]; ++gx) {
@@ -334,13 +350,19 @@ void entropy_pool_finish(const EntropyPoolParams& p, const void* workspace) {
     }
 }
 
-int64_t entropy_map_items(const EntropyMapParams& p) {
+int64_t map_items(const EntropyMapParams& p) {
   const MapRows m = map_rows(p);
   return p.batch * m.planes * m.rows * m.pieces;
 }
 
-void entropy_map(const EntropyMapParams& p, int64_t begin, int64_t end) {
-  with_dtype(p.dtype, [&](auto s) { map<typename decltype(s)::type>(p, begin, end); });
+void run_map(const EntropyMapParams& p, const Memory& memory, int64_t begin, int64_t end) {
+  with_dtype(p.dtype, [&](auto s) { map<typename decltype(s)::type>(p, memory.scratch, begin, end); });
 }
+
+}  // namespace
+
+const Stage<EntropyPoolParams> entropy_pool = {pool_items, run_pool, reader_scratch<EntropyPoolParams>, pool_workspace,
+                                               finish_pool};
+const Stage<EntropyMapParams> entropy_map = {map_items, run_map, reader_scratch<EntropyMapParams>, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -1,13 +1,13 @@
 // Patches moved among the images of a group: rows of a patch copied from or to where the permutation says.
 #include "grid.h"
-#include "tables.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
 // One item: one patch of one image, all its channels.
 template <class E>
-void shuffle(const ShuffleParams& p, int64_t begin, int64_t end) {
+void move(const ShuffleParams& p, int64_t begin, int64_t end) {
   const Grid& g = p.grid;
   const Strides &xs = p.x_stride, &os = p.out_stride;
   const int64_t per_image = g.count[0] * g.count[1] * g.count[2];
@@ -40,21 +40,21 @@ void shuffle(const ShuffleParams& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
+int64_t items(const ShuffleParams& p) { return p.batch * p.grid.count[0] * p.grid.count[1] * p.grid.count[2]; }
 
-int64_t shuffle_patches_items(const ShuffleParams& p) {
-  return p.batch * p.grid.count[0] * p.grid.count[1] * p.grid.count[2];
-}
-
-void shuffle_patches(const ShuffleParams& p, int64_t begin, int64_t end) {
+void run(const ShuffleParams& p, const Memory&, int64_t begin, int64_t end) {
   switch (p.dtype) {
     case Dtype::float64:
-      return shuffle<uint64_t>(p, begin, end);
+      return move<uint64_t>(p, begin, end);
     case Dtype::float32:
-      return shuffle<uint32_t>(p, begin, end);
+      return move<uint32_t>(p, begin, end);
     default:
-      return shuffle<uint16_t>(p, begin, end);
+      return move<uint16_t>(p, begin, end);
   }
 }
+
+}  // namespace
+
+const Stage<ShuffleParams> shuffle = {items, run, nullptr, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -1,21 +1,27 @@
 // Rows of any layout as planar rows: channels_last, sliced, transposed, expanded, and rows shorter than a vector.
 //
-// A piece of a row is copied, class by class, into a buffer that stays in L1 or L2, and the planar code runs
-// on the copy. Elements are moved as they are; nothing is converted here.
+// A piece of a row is copied, class by class, into scratch memory that stays in L1 or L2, and the planar code runs on
+// the copy. Elements are moved as they are; nothing is converted here.
 #pragma once
 
 #include "simd.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 
-constexpr int64_t kStageElements = kMaxClasses * 16;
+constexpr int64_t kPieceElements = kMaxClasses * 16;  // at most, over all classes
 
 // Pixels in a piece: a whole number of vectors, at most 128.
 template <class T>
-ENTMASK_INLINE int64_t stage_pixels(int64_t classes) {
-  static_assert(kStageElements / kMaxClasses >= kWidth<T>);
-  const int64_t fit = kStageElements / classes / kWidth<T> * kWidth<T>;
+ENTMASK_INLINE int64_t piece_pixels(int64_t classes) {
+  static_assert(kPieceElements / kMaxClasses >= kWidth<T>);
+  const int64_t fit = kPieceElements / classes / kWidth<T> * kWidth<T>;
   return fit < 128 ? fit : 128;
+}
+
+// Elements that for_each_planar needs for a piece; for_each_planar_pair needs as many again for the result.
+template <class S>
+ENTMASK_INLINE int64_t piece_elements(int64_t classes) {
+  return piece_pixels<Compute<S>>(classes) * classes;
 }
 
 // Storage elements as vectors of their bits: moved, not computed with.
@@ -175,14 +181,14 @@ void unstage(const S* from, int64_t ld, int64_t classes, int64_t n, S* x, int64_
 // else staged pieces. A piece has at least kWidth pixels for f to compute: those from `pixels` on repeat the last one,
 // so that what f writes for a piece may end up to a vector behind the row.
 template <class S, class F>
-ENTMASK_INLINE void for_each_planar(S* x, int64_t k_stride, int64_t w_stride, int64_t classes, int64_t n, F&& f) {
+ENTMASK_INLINE void for_each_planar(S* x, int64_t k_stride, int64_t w_stride, int64_t classes, int64_t n, S* piece,
+                                    F&& f) {
   using T = Compute<S>;
   if (w_stride == 1 && n >= kWidth<T>) {
     f(Planar<S>{x, k_stride, n}, int64_t(0), n);
     return;
   }
-  S piece[kStageElements];
-  const int64_t ld = stage_pixels<T>(classes);
+  const int64_t ld = piece_pixels<T>(classes);
   for (int64_t i = 0; i < n; i += ld) {
     const int64_t count = n - i < ld ? n - i : ld;
     stage(x + i * w_stride, k_stride, w_stride, classes, count, piece, ld);
@@ -196,14 +202,13 @@ ENTMASK_INLINE void for_each_planar(S* x, int64_t k_stride, int64_t w_stride, in
 // The same for a row that is read and one of the same shape that is written: f(from, to, offset).
 template <class S, class F>
 ENTMASK_INLINE void for_each_planar_pair(S* x, int64_t k_stride, int64_t w_stride, S* out, int64_t out_k_stride,
-                                         int64_t out_w_stride, int64_t classes, int64_t n, F&& f) {
+                                         int64_t out_w_stride, int64_t classes, int64_t n, S* piece, S* result, F&& f) {
   using T = Compute<S>;
   if (w_stride == 1 && out_w_stride == 1 && n >= kWidth<T>) {
     f(Planar<S>{x, k_stride, n}, Planar<S>{out, out_k_stride, n}, int64_t(0));
     return;
   }
-  S piece[kStageElements], result[kStageElements];
-  const int64_t ld = stage_pixels<T>(classes);
+  const int64_t ld = piece_pixels<T>(classes);
   for (int64_t i = 0; i < n; i += ld) {
     const int64_t count = n - i < ld ? n - i : ld;
     stage(x + i * w_stride, k_stride, w_stride, classes, count, piece, ld);

@@ -5,7 +5,7 @@
 
 #include "ops.h"
 #include "register.h"
-#include "stages.h"
+#include "run.h"
 
 namespace entmask::ops {
 namespace {
@@ -26,40 +26,37 @@ struct Inputs {
 
 Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
                     at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight, const Weights& w) {
-  check_image_like(logits, "logits", "K");
-  check_classes(logits);
+  check_logits(logits);
   check_same_device(logits, "logits", labels, "labels");
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte || labels.scalar_type() == at::kLong,
                    "labels must be uint8 or int64, got ", labels.scalar_type());
-  const auto shape = pixel_shape(logits);
-  TORCH_CHECK_VALUE(labels.sizes().equals(shape), "labels must have shape ", at::IntArrayRef(shape), " for logits ",
-                    logits.sizes(), ", got ", labels.sizes());
+  check_shape(labels, "labels", pixel_shape(logits), " for logits ", logits.sizes());
   check_weight(w.mask, "mask_weight");
   check_weight(w.ce, "ce_weight");
   check_weight(w.dice, "dice_weight");
   check_weight(w.smooth, "smooth");
   check_weight(w.offset, "denominator_offset");
-  TORCH_CHECK_VALUE(patches.has_value() == patch_size.has_value(),
-                    "patches and patch_size go together: a grid of patches does not tell their size. Got only ",
-                    patches.has_value() ? "patches" : "patch_size");
+  TORCH_CHECK_VALUE(!patches || patch_size,
+                    "patches needs patch_size: a grid of patches does not tell their size. Got only patches");
 
   Inputs in{};
   LossParams& p = in.params;
-  p.grid = patch_size ? make_grid(logits, *patch_size) : whole_image(logits);
-  if (patches) {
-    check_same_device(logits, "logits", *patches, "patches");
-    TORCH_CHECK_TYPE(patches->scalar_type() == at::kBool, "patches must be bool, got ", patches->scalar_type());
-    const auto grid = grid_shape(logits, p.grid);
-    TORCH_CHECK_VALUE(patches->sizes().equals(grid), "patches must have shape ", at::IntArrayRef(grid), " for logits ",
-                      logits.sizes(), " and patch_size ", *patch_size, ", got ", patches->sizes());
-    in.patches = patches->contiguous();
-    p.patches = in.patches.const_data_ptr<bool>();
+  if (patch_size) {
+    const auto shape = grid_shape(logits, *patch_size);  // checks it where there are no patches as well
+    if (patches) {
+      check_same_device(logits, "logits", *patches, "patches");
+      TORCH_CHECK_TYPE(patches->scalar_type() == at::kBool, "patches must be bool, got ", patches->scalar_type());
+      check_shape(*patches, "patches", shape, " for logits ", logits.sizes(), " and patch_size ", *patch_size);
+      in.patches = patches->contiguous();
+      p.patches = in.patches.const_data_ptr<bool>();
+    }
   }
+  p.grid = patches ? make_grid(logits, *patch_size) : whole_image(logits);
   if (class_weight) {
     check_same_device(logits, "logits", *class_weight, "class_weight");
     float_dtype(*class_weight, "class_weight");
     TORCH_CHECK_VALUE(class_weight->dim() == 1 && class_weight->size(0) == logits.size(1),
-                      "class_weight must have shape [", logits.size(1), "], one weight a class, got ",
+                      "class_weight must have shape [", logits.size(1), "], one weight per class, got ",
                       class_weight->sizes());
     in.class_weight = class_weight->detach().to(compute_dtype(logits)).contiguous();
     // On CUDA the values are not looked at: that would wait for the device.
@@ -147,18 +144,19 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct ConsistencyLoss : torch::autograd::Function<ConsistencyLoss> {
+  // The sums that backward reads are no output: compute() leaves them in `sums`.
   template <class F>
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& labels,
                                const OptionalTensor& patches, at::OptionalIntArrayRef patch_size,
-                               const OptionalTensor& class_weight, const Weights& w, const F& compute) {
+                               const OptionalTensor& class_weight, const Weights& w, Tensor* sums, const F& compute) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [total, masked, visible, dice, sums] = compute();
+    const LossResult result = compute();
+    *sums = std::get<4>(result);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({logits, labels, patches.value_or(Tensor()), class_weight.value_or(Tensor()), sums});
+    ctx->save_for_backward({logits, labels, patches.value_or(Tensor()), class_weight.value_or(Tensor()), *sums});
     if (patch_size) ctx->saved_data["patch_size"] = patch_size->vec();
     ctx->saved_data["weights"] = std::vector<double>{w.mask, w.ce, w.dice, w.smooth, w.offset};
-    ctx->mark_non_differentiable({sums});
-    return {total, masked, visible, dice, sums};
+    return {std::get<0>(result), std::get<1>(result), std::get<2>(result), std::get<3>(result)};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
@@ -170,7 +168,7 @@ struct ConsistencyLoss : torch::autograd::Function<ConsistencyLoss> {
       patch_size = patch;
     }
     const auto w = ctx->saved_data["weights"].toDoubleVector();
-    variable_list out(7);
+    variable_list out(8);
     if (grads[0].defined() || grads[1].defined() || grads[2].defined() || grads[3].defined())
       out[0] = consistency_loss_backward(maybe(grads[0]), maybe(grads[1]), maybe(grads[2]), maybe(grads[3]), saved[0],
                                          saved[1], maybe(saved[2]), patch_size, maybe(saved[3]), saved[4], w[0], w[1],
@@ -183,7 +181,8 @@ LossResult consistency_loss_autograd(const Tensor& logits, const Tensor& labels,
                                      at::OptionalIntArrayRef patch_size, double mask_weight,
                                      const OptionalTensor& class_weight, double ce_weight, double dice_weight,
                                      double smooth, double denominator_offset) {
-  check_no_tangent(logits, "consistency_loss");
+  check_no_tangent("consistency_loss", logits);
+  check_constant("consistency_loss", "class_weight", class_weight);
   const auto compute = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return consistency_loss(logits, labels, patches, patch_size, mask_weight, class_weight, ce_weight, dice_weight,
@@ -191,8 +190,10 @@ LossResult consistency_loss_autograd(const Tensor& logits, const Tensor& labels,
   };
   if (!wants_grad(logits)) return compute();
   const Weights w{mask_weight, ce_weight, dice_weight, smooth, denominator_offset};
-  const variable_list out = ConsistencyLoss::apply(logits, labels, patches, patch_size, class_weight, w, compute);
-  return {out[0], out[1], out[2], out[3], out[4]};
+  Tensor sums;
+  const variable_list out =
+      ConsistencyLoss::apply(logits, labels, patches, patch_size, class_weight, w, &sums, compute);
+  return {out[0], out[1], out[2], out[3], sums};
 }
 
 Tensor consistency_loss_backward_autograd(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
@@ -201,18 +202,14 @@ Tensor consistency_loss_backward_autograd(const OptionalTensor& grad_total, cons
                                           at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight,
                                           const Tensor& sums, double mask_weight, double ce_weight, double dice_weight,
                                           double smooth, double denominator_offset) {
-  const auto compute = [&] {
+  const auto arguments = {grad_total,   grad_ce_masked,      grad_ce_visible, grad_dice, OptionalTensor(logits),
+                          class_weight, OptionalTensor(sums)};
+  return once_differentiable("consistency_loss_backward", arguments, [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return consistency_loss_backward(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches,
                                      patch_size, class_weight, sums, mask_weight, ce_weight, dice_weight, smooth,
                                      denominator_offset);
-  };
-  Tensor grad;  // any incoming gradient that is itself differentiable
-  for (const OptionalTensor* g : {&grad_total, &grad_ce_masked, &grad_ce_visible, &grad_dice})
-    if (*g && wants_grad(**g)) grad = **g;
-  if (!grad.defined() && !wants_grad(logits)) return compute();
-  return OnceDifferentiable::apply(grad.defined() ? grad : logits, logits, std::string("consistency_loss_backward"),
-                                   compute);
+  });
 }
 
 void devices(torch::Library& m) {
@@ -239,6 +236,18 @@ Tensor consistency_loss_backward(const OptionalTensor& grad_total, const Optiona
   static const auto op = dispatched<decltype(consistency_loss_backward)>("entmask::consistency_loss_backward");
   return op.call(grad_total, grad_ce_masked, grad_ce_visible, grad_dice, logits, labels, patches, patch_size,
                  class_weight, sums, mask_weight, ce_weight, dice_weight, smooth, denominator_offset);
+}
+
+TORCH_LIBRARY_FRAGMENT(entmask, m) {
+  define_primitive(m,
+                   "consistency_loss(Tensor logits, Tensor labels, Tensor? patches, int[]? patch_size, "
+                   "float mask_weight, Tensor? class_weight, float ce_weight, float dice_weight, float smooth, "
+                   "float denominator_offset) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  define_primitive(m,
+                   "consistency_loss_backward(Tensor? grad_total, Tensor? grad_ce_masked, Tensor? grad_ce_visible, "
+                   "Tensor? grad_dice, Tensor logits, Tensor labels, Tensor? patches, int[]? patch_size, "
+                   "Tensor? class_weight, Tensor sums, float mask_weight, float ce_weight, float dice_weight, "
+                   "float smooth, float denominator_offset) -> Tensor");
 }
 
 ENTMASK_LIBRARY_DEVICES(devices)

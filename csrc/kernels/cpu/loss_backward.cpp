@@ -1,12 +1,10 @@
 // Gradient of the loss with respect to the logits: the softmax is computed again from the logits, everything else comes
 // from the forward's sums. The formula stands at LossBackwardParams.
 #include "loss.h"
-#include "tables.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
-
-constexpr int kHead = 4;
 
 // d(out)/d(ce) over the region's denominator, and the two factors of a class's Dice gradient:
 //   q_k = alpha_k [label = k] + beta_k p_k
@@ -48,17 +46,17 @@ Factors<T> factors(const LossBackwardParams& b) {
 template <class S, int K>
 void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p, const Factors<Compute<S>>& f,
                   const Compute<S>* alpha, const Compute<S>* beta, const IVecElement<Compute<S>>* labels,
-                  const IVecElement<Compute<S>>* masked) {
+                  const IVecElement<Compute<S>>* masked, Vec<Compute<S>>* memory) {
   using T = Compute<S>;
   using I = IVecElement<T>;
   const int64_t classes = K ? K : p.classes;
-  Vec<T> q[K ? K : kMaxClasses];
+  ClassVectors<T, K> q(memory);
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     IVec<T> label;
     __builtin_memcpy(&label, labels + at, sizeof label);
     const IVec<T> valid = label >= 0;
-    const Vec<T> top = load_classes<K>(x, classes, at, q);
+    const Vec<T> top = load_classes<K>(x, classes, at, q.data());
     Vec<T> u = Vec<T>{}, w = splat<T>(1);
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{};
@@ -79,7 +77,7 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
       Vec<T> part = Vec<T>{};
 #pragma GCC unroll 8
       for (int64_t k = first; k < last; ++k) {
-        q[k] = where<T>(valid, q[k] * inverse);  // 0 at an ignored pixel, and with it the gradient
+        q[k] = keep_where<T>(valid, q[k] * inverse);  // 0 at an ignored pixel, and with it the gradient
         part += q[k] * (q[k] * beta[k]);
         own = label == I(k) ? q[k] * alpha[k] : own;
       }
@@ -95,30 +93,58 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
 }
 
 template <class S>
-void backward(const LossBackwardParams& b, int64_t begin, int64_t end) {
+struct BackwardScratch {
+  S *piece, *result;
+  Vec<Compute<S>>* classes;  // one vector per class
+  Compute<S>*alpha, *beta;   // [K] each
+  size_t bytes;
+
+  BackwardScratch(const LossParams& p, void* memory) {
+    Scratch scratch(memory);
+    piece = scratch.take<S>(piece_elements<S>(p.classes));
+    result = scratch.take<S>(piece_elements<S>(p.classes));
+    classes = scratch.take<Vec<Compute<S>>>(p.classes);
+    alpha = scratch.take<Compute<S>>(p.classes);
+    beta = scratch.take<Compute<S>>(p.classes);
+    bytes = scratch.bytes();
+  }
+};
+
+template <class S>
+void backward(const LossBackwardParams& b, void* memory, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const LossParams& p = b.loss;
   const Strides &st = p.logits_stride, &os = b.grad_logits_stride;
   const Factors<T> f = factors<T>(b);
+  const BackwardScratch<S> scratch(p, memory);
+  for (int64_t k = 0; k < p.classes; ++k) scratch.alpha[k] = f.alpha(k), scratch.beta[k] = f.beta(k);
   with_classes<S>(p.classes, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    T alpha[K ? K : kMaxClasses], beta[K ? K : kMaxClasses];
-    for (int64_t j = 0; j < p.classes; ++j) alpha[j] = f.alpha(j), beta[j] = f.beta(j);
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t) {
       S* const out =
           static_cast<S*>(b.grad_logits) + piece.n * os.n + piece.z * os.d + piece.y * os.h + piece.x0 * os.w;
-      for_each_planar_pair(piece.x, st.c, st.w, out, os.c, os.w, p.classes, piece.count,
+      for_each_planar_pair(piece.x, st.c, st.w, out, os.c, os.w, p.classes, piece.count, scratch.piece, scratch.result,
                            [&](const Planar<S>& x, const Planar<S>& to, int64_t i) {
-                             backward_row<S, K>(x, to, p, f, alpha, beta, piece.labels + i, piece.masked + i);
+                             backward_row<S, K>(x, to, p, f, scratch.alpha, scratch.beta, piece.labels + i,
+                                                piece.masked + i, scratch.classes);
                            });
     });
   });
 }
 
+int64_t items(const LossBackwardParams& b) { return loss_items(b.loss); }
+
+size_t scratch_bytes(const LossBackwardParams& b) {
+  return with_dtype(b.loss.dtype,
+                    [&](auto s) { return BackwardScratch<typename decltype(s)::type>(b.loss, nullptr).bytes; });
+}
+
+void run(const LossBackwardParams& b, const Memory& memory, int64_t begin, int64_t end) {
+  with_dtype(b.loss.dtype, [&](auto s) { backward<typename decltype(s)::type>(b, memory.scratch, begin, end); });
+}
+
 }  // namespace
 
-void loss_backward(const LossBackwardParams& b, int64_t begin, int64_t end) {
-  with_dtype(b.loss.dtype, [&](auto s) { backward<typename decltype(s)::type>(b, begin, end); });
-}
+const Stage<LossBackwardParams> loss_backward = {items, run, scratch_bytes, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

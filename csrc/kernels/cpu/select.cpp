@@ -1,10 +1,10 @@
-// Which patches of each row are masked: an exact radix selection, no sort.
+// Which patches of each row are selected: an exact radix selection, no sort.
 //
 // Scores become unsigned keys in rank order. The key of the k-th patch is found digit by digit (8 bits, a histogram
 // over the keys that still agree), linear in the patches; ties at that key go to the lower index. The hint is a second
 // selection.
-#include "simd.h"
-#include "tables.h"
+#include "grid.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
@@ -120,12 +120,6 @@ ENTMASK_INLINE void take(const T* scores, int64_t n, Key<T> flip, Cut<T> cut, bo
   }
 }
 
-// floor(fraction * n + 1e-6), at most n.
-ENTMASK_INLINE int64_t share(double fraction, int64_t n) {
-  const int64_t k = int64_t(fraction * double(n) + 1e-6);
-  return k < n ? k : n;
-}
-
 // How many patches are selected, and the cut that takes them. k = 0: none.
 template <class T>
 struct Selected {
@@ -134,33 +128,35 @@ struct Selected {
 };
 
 template <class T>
-Selected<T> selected(const SelectParams& p, const T* scores, Key<T> flip) {
+Selected<T> selected(const SelectParams& p, const T* scores, int64_t row, Key<T> flip) {
   const int64_t n = p.length;
-  int64_t k = 0;
-  if (p.by_ratio && p.ratio.value > 0) {  // not where it is NaN
-    k = share(p.ratio.value, n);
-    k = k > 1 ? k : 1;
-  } else if (!p.by_ratio) {
-    const Key<T> limit = key_of(T(p.min_score.value), flip);
+  int64_t k = p.k;
+  if (p.by_ratio && p.ratio.data) k = static_cast<const int64_t*>(p.ratio.data)[row * p.ratio.stride];
+  if (!p.by_ratio) {
+    const T min_score = number_of<T>(p.min_score, row);
+    if (min_score != min_score) return {0, {}};
+    const Key<T> limit = key_of(min_score, flip);
     k = count_from(scores, n, flip, limit);
     if (k > 0 && k >= p.min_patches) return {k, {limit, n}};
-    k = p.min_patches < n ? p.min_patches : n;
+    k = p.min_patches;
   }
+  k = k < 0 ? 0 : k < n ? k : n;
   return {k, k > 0 ? top(scores, n, k, flip) : Cut<T>{}};
 }
 
 template <class T>
-void select_row(const SelectParams& p, const T* scores, bool* patches) {
+void select_row(const SelectParams& p, int64_t row) {
   const int64_t n = p.length;
+  const T* const scores = static_cast<const T*>(p.scores) + row * n;
+  bool* const patches = p.patches + row * n;
   const Key<T> flip = p.lowest ? ~Key<T>(0) : Key<T>(0);
-  const auto [k, cut] = selected(p, scores, flip);
+  const auto [k, cut] = selected(p, scores, row, flip);
   if (k == 0) {
     __builtin_memset(patches, 0, size_t(n));
     return;
   }
   take<T, true>(scores, n, flip, cut, true, patches);
-  int64_t visible = share(p.hint, n);
-  visible = visible < k - 1 ? visible : k - 1;
+  const int64_t visible = p.hinted < k - 1 ? p.hinted : k - 1;
   if (visible == 0) return;
   if (!p.lowest) {
     // The highest of the selected are the highest of all.
@@ -178,17 +174,14 @@ void select_row(const SelectParams& p, const T* scores, bool* patches) {
   }
 }
 
+int64_t items(const SelectParams& p) { return p.length > 0 ? p.rows : 0; }
+
+void run(const SelectParams& p, const Memory&, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) p.is_double ? select_row<double>(p, row) : select_row<float>(p, row);
+}
+
 }  // namespace
 
-void select(const SelectParams& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * p.length;
-    if (p.length == 0) continue;
-    if (p.is_double)
-      select_row(p, static_cast<const double*>(p.scores) + at, p.patches + at);
-    else
-      select_row(p, static_cast<const float*>(p.scores) + at, p.patches + at);
-  }
-}
+const Stage<SelectParams> select = {items, run, nullptr, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

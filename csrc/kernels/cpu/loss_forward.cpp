@@ -9,20 +9,22 @@
 // in order at the end. A class is read once and its e^d kept, in registers where the number of classes is a constant,
 // else in L1: planes are often a power of two of bytes apart and push each other out of a cache.
 #include "loss.h"
-#include "tables.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
 constexpr int64_t kFlushVectors = 64;
 
-// sums of one item: masked w l, masked w, visible w l, visible w, I_0.., Q_0.., T_0..
-constexpr int kHead = 4;
-
 template <class T, int K>
 struct Sums {
-  static constexpr int64_t room = K ? K : kMaxClasses;
-  Vec<T> head[kHead], intersection[room], square[room], count[room];
+  Vec<T> head[kHead];
+  ClassVectors<T, K> intersection, square, count;
+
+  ENTMASK_INLINE Sums(Vec<T>* memory, int64_t classes)
+      : intersection(memory), square(memory + classes), count(memory + 2 * classes) {
+    clear(classes);
+  }
 
   ENTMASK_INLINE void clear(int64_t classes) {
     for (int i = 0; i < kHead; ++i) head[i] = Vec<T>{};
@@ -54,15 +56,15 @@ ENTMASK_INLINE void add_region(Vec<T>* head, IVec<T> masked, IVec<T> valid, Vec<
 
 template <class S, int K>
 void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Compute<S>>* labels,
-                 const IVecElement<Compute<S>>* masked, Sums<Compute<S>, K>& sums) {
+                 const IVecElement<Compute<S>>* masked, Sums<Compute<S>, K>& sums, Vec<Compute<S>>* memory) {
   using T = Compute<S>;
   using I = IVecElement<T>;
   const int64_t classes = K ? K : p.classes;
-  Vec<T> e[K ? K : kMaxClasses];
+  ClassVectors<T, K> e(memory);
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     const IVec<T> label = labels_at<T>(labels, at, i), valid = label >= 0;
-    const Vec<T> top = load_classes<K>(x, classes, at, e);
+    const Vec<T> top = load_classes<K>(x, classes, at, e.data());
     Vec<T> others = Vec<T>{}, own_d = Vec<T>{}, own_e = Vec<T>{}, w = splat<T>(1);
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{};
@@ -85,7 +87,7 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
 #pragma GCC unroll 8
     for (int64_t k = 0; k < classes; ++k) {
       const IVec<T> is_label = label == I(k);
-      const Vec<T> q = where<T>(valid, e[k] * inverse);
+      const Vec<T> q = keep_where<T>(valid, e[k] * inverse);
       sums.square[k] += q * q;
       sums.intersection[k] = add_where<T>(is_label, sums.intersection[k], own_q);
       sums.count[k] = add_where<T>(is_label, sums.count[k], splat<T>(1));
@@ -94,14 +96,29 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
 }
 
 template <class S>
-void forward(const LossParams& p, double* partial, int64_t begin, int64_t end) {
+struct ForwardScratch {
+  S* piece;
+  Vec<Compute<S>>* classes;  // four vectors per class
+  size_t bytes;
+
+  ForwardScratch(const LossParams& p, void* memory) {
+    Scratch scratch(memory);
+    piece = scratch.take<S>(piece_elements<S>(p.classes));
+    classes = scratch.take<Vec<Compute<S>>>(4 * p.classes);
+    bytes = scratch.bytes();
+  }
+};
+
+template <class S>
+void forward(const LossParams& p, const Memory& memory, int64_t begin, int64_t end) {
   using T = Compute<S>;
+  double* const partial = static_cast<double*>(memory.workspace);
+  const ForwardScratch<S> scratch(p, memory.scratch);
   const int64_t n_sums = kHead + 3 * p.classes, w_stride = p.logits_stride.w, k_stride = p.logits_stride.c;
   __builtin_memset(partial + begin * n_sums, 0, size_t((end - begin) * n_sums) * sizeof(double));
   with_classes<S>(p.classes, [&](auto k) {
     constexpr int K = decltype(k)::value;
-    Sums<T, K> sums;
-    sums.clear(p.classes);
+    Sums<T, K> sums(scratch.classes + p.classes, p.classes);
     int64_t vectors = 0, current = begin;
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t index) {
       if (index != current || vectors >= kFlushVectors) {
@@ -109,9 +126,10 @@ void forward(const LossParams& p, double* partial, int64_t begin, int64_t end) {
         vectors = 0;
         current = index;
       }
-      for_each_planar(piece.x, k_stride, w_stride, p.classes, piece.count, [&](const Planar<S>& x, int64_t i, int64_t) {
-        forward_row<S, K>(x, p, piece.labels + i, piece.masked + i, sums);
-      });
+      for_each_planar(piece.x, k_stride, w_stride, p.classes, piece.count, scratch.piece,
+                      [&](const Planar<S>& x, int64_t i, int64_t) {
+                        forward_row<S, K>(x, p, piece.labels + i, piece.masked + i, sums, scratch.classes);
+                      });
       vectors += ceil_div(piece.count, kWidth<T>);
     });
     if (begin < end) flush(sums, p.classes, partial + current * n_sums);
@@ -135,29 +153,35 @@ void write_outputs(const LossForwardParams& f) {
   *static_cast<T*>(f.total) = T(p.ce_weight * (p.mask_weight * masked + visible) + p.dice_weight * dice);
 }
 
-}  // namespace
+int64_t items(const LossForwardParams& f) { return loss_items(f.loss); }
 
-int64_t loss_items(const LossParams& p) { return strip_items(p.grid, p.batch); }
-
-size_t loss_forward_workspace(const LossParams& p) {
-  return size_t(loss_items(p)) * size_t(kHead + 3 * p.classes) * sizeof(double);
+size_t scratch_bytes(const LossForwardParams& f) {
+  return with_dtype(f.loss.dtype,
+                    [&](auto s) { return ForwardScratch<typename decltype(s)::type>(f.loss, nullptr).bytes; });
 }
 
-void loss_forward(const LossForwardParams& f, void* workspace, int64_t begin, int64_t end) {
-  with_dtype(f.loss.dtype,
-             [&](auto s) { forward<typename decltype(s)::type>(f.loss, static_cast<double*>(workspace), begin, end); });
+size_t workspace_bytes(const LossForwardParams& f) {
+  return size_t(items(f)) * size_t(kHead + 3 * f.loss.classes) * sizeof(double);
 }
 
-void loss_forward_finish(const LossForwardParams& f, const void* workspace) {
-  const int64_t items = loss_items(f.loss), n_sums = kHead + 3 * f.loss.classes;
+void run(const LossForwardParams& f, const Memory& memory, int64_t begin, int64_t end) {
+  with_dtype(f.loss.dtype, [&](auto s) { forward<typename decltype(s)::type>(f.loss, memory, begin, end); });
+}
+
+void finish(const LossForwardParams& f, const void* workspace) {
+  const int64_t n_items = items(f), n_sums = kHead + 3 * f.loss.classes;
   const double* const partial = static_cast<const double*>(workspace);
   for (int64_t j = 0; j < n_sums; ++j) f.sums[j] = 0;
-  for (int64_t i = 0; i < items; ++i)
+  for (int64_t i = 0; i < n_items; ++i)
     for (int64_t j = 0; j < n_sums; ++j) f.sums[j] += partial[i * n_sums + j];
   if (f.loss.dtype == Dtype::float64)
     write_outputs<double>(f);
   else
     write_outputs<float>(f);
 }
+
+}  // namespace
+
+const Stage<LossForwardParams> loss_forward = {items, run, scratch_bytes, workspace_bytes, finish};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -5,23 +5,24 @@
 //
 // The logarithms cancel in the formula, so that they are never computed and the gradient of a tiny entropy stays
 // accurate.
-#include "entropy.h"
 #include "grid.h"
-#include "stage.h"
-#include "tables.h"
+#include "planar.h"
+#include "softmax.h"
+#include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
 // grad[i] = the gradient that came for pixel i, in nats.
 template <class S, int K>
-void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t n_classes, const Compute<S>* grad) {
+void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t n_classes, const Compute<S>* grad,
+                  Vec<Compute<S>>* memory) {
   using T = Compute<S>;
   const int64_t classes = K ? K : n_classes;
-  Vec<T> d[K ? K : kMaxClasses], e[K ? K : kMaxClasses];
+  ClassVectors<T, K> d(memory), e(memory + n_classes);
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
-    const Vec<T> top = load_classes<K>(x, classes, at, d);
+    const Vec<T> top = load_classes<K>(x, classes, at, d.data());
     Vec<T> u = Vec<T>{}, s = Vec<T>{};
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{}, moment = Vec<T>{};
@@ -42,7 +43,22 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, int64_t n_classes, c
 }
 
 template <class S>
-void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
+struct BackwardScratch {
+  S *piece, *result;
+  Vec<Compute<S>>* classes;  // two vectors per class
+  size_t bytes;
+
+  BackwardScratch(const EntropyBackwardParams& p, void* memory) {
+    Scratch scratch(memory);
+    piece = scratch.take<S>(piece_elements<S>(p.classes));
+    result = scratch.take<S>(piece_elements<S>(p.classes));
+    classes = scratch.take<Vec<Compute<S>>>(2 * p.classes);
+    bytes = scratch.bytes();
+  }
+};
+
+template <class S>
+void backward(const EntropyBackwardParams& p, void* memory, int64_t begin, int64_t end) {
   using T = Compute<S>;
   const Grid& g = p.grid;
   const Strides &st = p.logits_stride, &gs = p.grad_stride, &os = p.grad_logits_stride;
@@ -52,6 +68,7 @@ void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
   S* const grad_logits = static_cast<S*>(p.grad_logits);
   const T* const grad = static_cast<const T*>(p.grad);
   T line[kChunk + kWidth<T>] = {};
+  const BackwardScratch<S> scratch(p, memory);
   const auto row = with_classes<S>(p.classes, [](auto k) { return &backward_row<S, decltype(k)::value>; });
 
   for (int64_t index = begin; index < end; ++index) {
@@ -73,20 +90,27 @@ void backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
         }
         S* const x = logits + item.n * st.n + z * st.d + y * st.h + x0 * st.w;
         S* const out = grad_logits + item.n * os.n + z * os.d + y * os.h + x0 * os.w;
-        for_each_planar_pair(
-            x, st.c, st.w, out, os.c, os.w, p.classes, count,
-            [&](const Planar<S>& from, const Planar<S>& to, int64_t i) { row(from, to, p.classes, line + i); });
+        for_each_planar_pair(x, st.c, st.w, out, os.c, os.w, p.classes, count, scratch.piece, scratch.result,
+                             [&](const Planar<S>& from, const Planar<S>& to, int64_t i) {
+                               row(from, to, p.classes, line + i, scratch.classes);
+                             });
       }
     }
   }
 }
 
+int64_t items(const EntropyBackwardParams& p) { return strip_items(p.grid, p.batch); }
+
+size_t scratch_bytes(const EntropyBackwardParams& p) {
+  return with_dtype(p.dtype, [&](auto s) { return BackwardScratch<typename decltype(s)::type>(p, nullptr).bytes; });
+}
+
+void run(const EntropyBackwardParams& p, const Memory& memory, int64_t begin, int64_t end) {
+  with_dtype(p.dtype, [&](auto s) { backward<typename decltype(s)::type>(p, memory.scratch, begin, end); });
+}
+
 }  // namespace
 
-int64_t entropy_backward_items(const EntropyBackwardParams& p) { return strip_items(p.grid, p.batch); }
-
-void entropy_backward(const EntropyBackwardParams& p, int64_t begin, int64_t end) {
-  with_dtype(p.dtype, [&](auto s) { backward<typename decltype(s)::type>(p, begin, end); });
-}
+const Stage<EntropyBackwardParams> entropy_backward = {items, run, scratch_bytes, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -1,5 +1,5 @@
-// The kernels' stages on the device of a tensor: parallel over items on the CPU, queued on the current stream on CUDA,
-// with scratch memory from torch's allocator. Nothing is checked here.
+// The kernels on the device of a tensor: parallel over items on the CPU, queued on the current stream on CUDA, with
+// scratch memory from torch's allocators. Nothing is checked here.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -12,9 +12,7 @@ void run(const EntropyPoolParams& p, const c10::Device& device);
 void run(const EntropyMapParams& p, const c10::Device& device);
 void run(const EntropyBackwardParams& p, const c10::Device& device);
 void run(const SelectParams& p, const c10::Device& device);
-// Both in one go, select on the scores that pool writes: on CUDA in the fewest launches.
-void run(const EntropyPoolParams& pool, const SelectParams& select, const c10::Device& device);
-void run(const ApplyParams& p, const c10::Device& device);
+void run(const WhereParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
 void run(const ShuffleParams& p, const c10::Device& device);

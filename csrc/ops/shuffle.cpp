@@ -5,7 +5,7 @@
 
 #include "ops.h"
 #include "register.h"
-#include "stages.h"
+#include "run.h"
 
 namespace entmask::ops {
 namespace {
@@ -13,6 +13,7 @@ namespace {
 Tensor shuffle_patches_kernel(const Tensor& x, at::IntArrayRef patch_size, const Tensor& permutation, bool inverse) {
   check_image_like(x, "x", "C");
   check_same_device(x, "x", permutation, "permutation");
+  grid_shape(x, patch_size);  // checks patch_size
   const Grid grid = make_grid(x, patch_size);
   for (int64_t axis = 2; axis < x.dim(); ++axis)
     TORCH_CHECK_VALUE(x.size(axis) % patch_size[patch_size.size() == 1 ? 0 : axis - 2] == 0,
@@ -23,7 +24,8 @@ Tensor shuffle_patches_kernel(const Tensor& x, at::IntArrayRef patch_size, const
   TORCH_CHECK_VALUE(permutation.dim() == 1 && per_image > 0 && entries > 0 && entries % per_image == 0 &&
                         x.size(0) % (entries / per_image) == 0,
                     "permutation must be 1-d with B * ", per_image, " entries (", per_image,
-                    " patches an image) where B divides the batch of ", x.size(0), ", got shape ", permutation.sizes());
+                    " patches per image) where B divides the batch of ", x.size(0), ", got shape ",
+                    permutation.sizes());
   const Tensor order = permutation.contiguous();
   // On CUDA the entries are not looked at: that would wait for the device.
   if (order.device().is_cpu()) {
@@ -70,7 +72,7 @@ struct ShufflePatches : torch::autograd::Function<ShufflePatches> {
 };
 
 Tensor shuffle_patches_autograd(const Tensor& x, at::IntArrayRef patch_size, const Tensor& permutation, bool inverse) {
-  check_no_tangent(x, "shuffle_patches");
+  check_no_tangent("shuffle_patches", x);
   if (wants_grad(x)) return ShufflePatches::apply(x, patch_size, permutation, inverse);
   at::AutoDispatchBelowADInplaceOrView below;
   return shuffle_patches(x, patch_size, permutation, inverse);
@@ -83,6 +85,10 @@ void devices(torch::Library& m) { m.impl("shuffle_patches", shuffle_patches_kern
 Tensor shuffle_patches(const Tensor& x, at::IntArrayRef patch_size, const Tensor& permutation, bool inverse) {
   static const auto op = dispatched<decltype(shuffle_patches)>("entmask::shuffle_patches");
   return op.call(x, patch_size, permutation, inverse);
+}
+
+TORCH_LIBRARY_FRAGMENT(entmask, m) {
+  define_primitive(m, "shuffle_patches(Tensor x, int[] patch_size, Tensor permutation, bool inverse) -> Tensor");
 }
 
 ENTMASK_LIBRARY_DEVICES(devices)

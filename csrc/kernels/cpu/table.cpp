@@ -1,0 +1,21 @@
+// The table of one instruction set.
+#include "table.h"
+
+#define ENTMASK_STRING2(x) #x
+#define ENTMASK_STRING(x) ENTMASK_STRING2(x)
+
+namespace entmask::cpu::ENTMASK_ISA {
+
+const Kernels table = {
+    ENTMASK_STRING(ENTMASK_ISA),
+    &entropy_pool,
+    &entropy_map,
+    &entropy_backward,
+    &select,
+    &where,
+    &loss_forward,
+    &loss_backward,
+    &shuffle,
+};
+
+}  // namespace entmask::cpu::ENTMASK_ISA

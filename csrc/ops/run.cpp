@@ -1,0 +1,105 @@
+#include "run.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+
+#include "../kernels/cpu/cpu.h"
+
+#ifdef ENTMASK_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../kernels/cuda/launch.h"
+#endif
+
+namespace entmask::ops {
+namespace {
+
+constexpr int64_t kTaskElements = 1 << 15;  // fewer are not worth a thread
+
+at::DataPtr cpu_memory(size_t bytes) { return bytes ? c10::GetCPUAllocator()->allocate(bytes) : at::DataPtr(); }
+
+// `elements`: what all items of the stage together touch.
+template <class P>
+void run_on_cpu(const cpu::Stage<P>& stage, const P& p, int64_t elements) {
+  const int64_t items = stage.items(p);
+  const at::DataPtr workspace = cpu_memory(stage.workspace ? stage.workspace(p) : 0);
+  if (items > 0) {
+    const size_t scratch_bytes = stage.scratch ? stage.scratch(p) : 0;
+    const int64_t grain = std::max<int64_t>(1, items * kTaskElements / std::max<int64_t>(elements, 1));
+    at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+      const at::DataPtr scratch = cpu_memory(scratch_bytes);
+      stage.run(p, {workspace.get(), scratch.get()}, begin, end);
+    });
+  }
+  if (stage.finish) stage.finish(p, workspace.get());
+}
+
+int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
+
+#ifdef ENTMASK_CUDA
+// Launches on the current stream of the tensors' device.
+template <class F>
+void on_stream(const c10::Device& device, const F& launch) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch(c10::cuda::getCurrentCUDAStream(device.index()).stream()));
+}
+// The same with a workspace of bytes(p).
+template <class P, class Bytes, class Launch>
+void on_stream(const c10::Device& device, const P& p, const Bytes& bytes, const Launch& launch) {
+  const c10::cuda::CUDAGuard guard(device);
+  const at::Tensor workspace = at::empty({int64_t(bytes(p))}, at::TensorOptions().dtype(at::kByte).device(device));
+  C10_CUDA_CHECK(launch(p, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream(device.index()).stream()));
+}
+#define ENTMASK_ON_CUDA(...) \
+  if (device.is_cuda()) return on_stream(device, __VA_ARGS__);
+#else
+#define ENTMASK_ON_CUDA(...)
+#endif
+
+}  // namespace
+
+void run(const EntropyPoolParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(p, cuda::entropy_pool_workspace, cuda::entropy_pool)
+  run_on_cpu(*cpu::kernels().entropy_pool, p, p.batch * p.classes * pixels(p.grid.size));
+}
+
+void run(const EntropyMapParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::entropy_map(p, stream); })
+  run_on_cpu(*cpu::kernels().entropy_map, p, p.batch * p.classes * pixels(p.size));
+}
+
+void run(const EntropyBackwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::entropy_backward(p, stream); })
+  run_on_cpu(*cpu::kernels().entropy_backward, p, p.batch * p.classes * pixels(p.grid.size));
+}
+
+void run(const SelectParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(p, cuda::select_workspace, cuda::select)
+  run_on_cpu(*cpu::kernels().select, p, 4 * p.rows * p.length);
+}
+
+void run(const WhereParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::where(p, stream); })
+  run_on_cpu(*cpu::kernels().where, p, p.batch * (p.channels + 1) * pixels(p.grid.size));
+}
+
+void run(const LossForwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(
+      p, [](const LossForwardParams& f) { return cuda::loss_forward_workspace(f.loss); }, cuda::loss_forward)
+  run_on_cpu(*cpu::kernels().loss_forward, p, p.loss.batch * p.loss.classes * pixels(p.loss.grid.size));
+}
+
+void run(const LossBackwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::loss_backward(p, stream); })
+  run_on_cpu(*cpu::kernels().loss_backward, p, p.loss.batch * p.loss.classes * pixels(p.loss.grid.size));
+}
+
+void run(const ShuffleParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::shuffle_patches(p, stream); })
+  run_on_cpu(*cpu::kernels().shuffle, p, p.batch * p.channels * pixels(p.grid.size));
+}
+
+}  // namespace entmask::ops
