@@ -11,11 +11,16 @@ from entmask_ext import _build_check
 
 _build_check.check(torch.__version__)
 
-from entmask_ext import _fake, _vmap  # noqa: E402, F401 (registered by importing)
+from entmask_ext.entropy import entropy_map, patch_scores  # noqa: E402
 from entmask_ext.loss import consistency_loss  # noqa: E402
-from entmask_ext.masking import patch_mask, patch_mask_from_scores, random_patch_mask  # noqa: E402
-from entmask_ext.scoring import entropy_map, patch_scores  # noqa: E402
-from entmask_ext.shuffling import shuffle_patches  # noqa: E402
+from entmask_ext.masking import (  # noqa: E402
+    patch_mask,
+    patch_mask_from_scores,
+    patch_where,
+    random_patch_mask,
+    select_patches,
+)
+from entmask_ext.shuffle import shuffle_patches  # noqa: E402
 from entmask_ext.types import ConsistencyLoss, PatchMask  # noqa: E402
 
 __version__ = "0.1.0"
@@ -28,6 +33,8 @@ __all__ = [
     "patch_mask",
     "patch_mask_from_scores",
     "patch_scores",
+    "patch_where",
     "random_patch_mask",
+    "select_patches",
     "shuffle_patches",
 ]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
-from entmask_ext import _C
-from entmask_ext._trace import patch_sizes
+from entmask_ext import _C, _ops
 from entmask_ext.types import ConsistencyLoss
 
 
@@ -39,9 +39,11 @@ def consistency_loss(
         logits: (N, K, *S), K >= 2, float64, float32, float16 or bfloat16, any strides.
         labels: (N, *S) uint8 or int64.
         patches: (N, *G) bool, True = masked, as in :class:`PatchMask`; None: everything is visible.
-        patch_size: of these patches; needed with them, since a grid does not tell its patches' size.
-        mask_weight: factor of ce_masked.
-        class_weight: (K,) floating, finite and >= 0 (the values are checked on the CPU only); None: all 1.
+        patch_size: of these patches, in pixels, one int or one per axis; needed with them, since a grid does not tell
+            its patches' size. Without patches it is not used.
+        mask_weight: factor of ce_masked, finite and >= 0, as are the other numbers.
+        class_weight: (K,) floating, finite and >= 0 (the values are checked on the CPU only); None: all 1. It gets no
+            gradient: one that requires a gradient is an error.
         ce_weight, dice_weight: factors of the two parts.
         smooth: added to both sides of Dice's fraction; with 0, a class that is nowhere gives NaN.
         denominator_offset: added to the regions' denominators.
@@ -59,31 +61,95 @@ def consistency_loss(
         >>> round(loss.ce_visible.item(), 4)
         0.6931
     """
-    if torch.compiler.is_compiling():
-        *outputs, _ = torch.ops.entmask.consistency_loss(
-            logits,
-            labels,
-            patches,
-            None if patch_size is None else patch_sizes(patch_size),
-            mask_weight,
-            class_weight,
-            ce_weight,
-            dice_weight,
-            smooth,
-            denominator_offset,
-        )
-        return ConsistencyLoss(*outputs)
-    return ConsistencyLoss._make(
-        _C.consistency_loss(
-            logits,
-            labels,
-            patches,
-            patch_size,
-            mask_weight,
-            class_weight,
-            ce_weight,
-            dice_weight,
-            smooth,
-            denominator_offset,
-        )
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(logits, labels, patches, class_weight)
+    op = _consistency_loss if traced else _C.consistency_loss
+    out = op(
+        logits,
+        labels,
+        patches,
+        patch_size,
+        mask_weight,
+        class_weight,
+        ce_weight,
+        dice_weight,
+        smooth,
+        denominator_offset,
     )
+    return ConsistencyLoss(out[0], out[1], out[2], out[3])
+
+
+_consistency_loss = _ops.traced("consistency_loss")
+
+
+@torch.library.register_fake("entmask::consistency_loss")
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    patches: Tensor | None,
+    patch_size: Sequence[int] | None,
+    mask_weight: float,
+    class_weight: Tensor | None,
+    ce_weight: float,
+    dice_weight: float,
+    smooth: float,
+    denominator_offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _ops.check_logits(logits)
+    images, classes, *sizes = logits.shape
+    _ops.check_device(logits, "logits", labels, "labels")
+    if labels.dtype not in (torch.uint8, torch.int64):
+        raise TypeError(f"labels must be uint8 or int64, got {labels.dtype}")
+    _ops.check_shape(labels, "labels", [images, *sizes], f" for logits {list(logits.shape)}")
+    if patches is not None and patch_size is None:
+        raise ValueError("patches needs patch_size: a grid of patches does not tell their size. Got only patches")
+    if patch_size is not None:
+        grid = _ops.grid_of(sizes, patch_size)
+        if patches is not None:
+            _ops.check_device(logits, "logits", patches, "patches")
+            if patches.dtype != torch.bool:
+                raise TypeError(f"patches must be bool, got {patches.dtype}")
+            why = f" for logits {list(logits.shape)} and patch_size {list(patch_size)}"
+            _ops.check_shape(patches, "patches", [images, *grid], why)
+    if class_weight is not None:
+        _ops.check_device(logits, "logits", class_weight, "class_weight")
+        _ops.check_floating(class_weight, "class_weight")
+        _ops.check_shape(class_weight, "class_weight", [classes], ", one weight per class")
+    total, masked, visible, dice = (logits.new_empty([], dtype=_ops.compute_dtype(logits)) for _ in range(4))
+    return total, masked, visible, dice, logits.new_empty([4 + 3 * classes], dtype=torch.float64)
+
+
+@torch.library.register_fake("entmask::consistency_loss_backward")
+def _(
+    grad_total: Tensor | None,
+    grad_ce_masked: Tensor | None,
+    grad_ce_visible: Tensor | None,
+    grad_dice: Tensor | None,
+    logits: Tensor,
+    labels: Tensor,
+    patches: Tensor | None,
+    patch_size: Sequence[int] | None,
+    class_weight: Tensor | None,
+    sums: Tensor,
+    mask_weight: float,
+    ce_weight: float,
+    dice_weight: float,
+    smooth: float,
+    denominator_offset: float,
+) -> Tensor:
+    others = {
+        "grad_total": grad_total,
+        "grad_ce_masked": grad_ce_masked,
+        "grad_ce_visible": grad_ce_visible,
+        "grad_dice": grad_dice,
+        "labels": labels,
+        "patches": patches,
+        "class_weight": class_weight,
+        "sums": sums,
+    }
+    for name, x in others.items():
+        _ops.check_device(logits, "logits", x, name)
+    return _ops.empty_like_format(logits)
+
+
+for _name in ("consistency_loss", "consistency_loss_backward"):
+    _ops.vmap_by_example(_name)

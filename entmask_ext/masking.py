@@ -1,12 +1,12 @@
-"""Masks of patches: by softmax entropy, by given scores, at random."""
+"""Masks of patches: by softmax entropy, by given scores, at random; the selection and the masking on their own."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
-from entmask_ext import _C
-from entmask_ext._trace import patch_sizes, split, split_threshold
+from entmask_ext import _C, _ops
 from entmask_ext.types import PatchMask
 
 
@@ -42,12 +42,12 @@ def patch_mask(
         logits: (N, K, *S), K >= 2, S the image's spatial sizes; its dtype may differ from the image's. Computed in
             float32 (float64 for float64). A network's probabilities: pass ``probs.log()``. A sigmoid's logit x: pass
             ``torch.cat([torch.zeros_like(x), x], 1)``.
-        patch_size: pixels, one int or one an axis. The grid is G = ceil(S / patch_size); a patch cut by the image's
+        patch_size: pixels, one int or one per axis. The grid is G = ceil(S / patch_size); a patch cut by the image's
             edge averages over the pixels it has. 1 masks pixels.
         ratio: fraction in [0, 1] of a row's P patches: k = max(1, floor(ratio * P + 1e-6)) are masked, none with 0.
-            0.75 where neither ratio nor min_score is given.
+            0.75 where neither ratio nor min_score is given. An integer tensor is k itself, clamped to [0, P].
         score: "mean": the mean entropy of the patch's pixels. "count": the fraction of them with entropy >= threshold
-            (NaN counts); has no gradient.
+            (a NaN entropy counts); has no gradient.
         threshold: for score="count".
         min_score: instead of ratio: every patch with score >= min_score (order="lowest": <=) is masked.
         min_patches: with min_score: at least so many patches of a row.
@@ -55,13 +55,16 @@ def patch_mask(
         hint: fraction in [0, 1]: of the selected patches the min(floor(hint * P + 1e-6), selected - 1) with the
             highest scores stay visible.
         scope: "image": each image is a row of its own. "batch": all N * P patches are one row.
-        fill: what masked pixels become.
+        fill: what masked pixels become: a number that the image's dtype can hold, infinity or NaN.
         mask_dtype: None for the image's dtype, or torch.bool.
         label_dtype: torch.uint8 (K <= 255) or torch.int64 asks for the pseudo-labels argmax_k logits (the first
             maximum; NaN wins), found in the same pass.
 
-        ratio, threshold and min_score also take a 0-d tensor on the CPU or on the logits' device. There it is read by
-        the kernel: a schedule costs no recompilation and no host sync. A ratio read on the device is clamped to [0, 1].
+        ratio, threshold and min_score are numbers, or a tensor on the logits' device: 0-d (which may also be on the
+        CPU), or with scope="image" N values, one per image. On the device the kernel reads it: a schedule costs no
+        recompilation and no host sync. A number in a tensor on a GPU is not checked: a ratio is clamped to [0, 1]. A
+        NaN ratio or min_score there, or among N values, selects nothing in its image, and no entropy reaches a NaN
+        threshold; elsewhere NaN is an error.
 
     Returns:
         :class:`PatchMask` (image, mask, patches, scores, labels). Differentiable: image with respect to image, and for
@@ -79,42 +82,25 @@ def patch_mask(
         >>> mask.mean().item()
         0.5
     """
-    if torch.compiler.is_compiling():
-        new, mask, patches, scores, labels = torch.ops.entmask.patch_mask(
-            image,
-            logits,
-            patch_sizes(patch_size),
-            *split(ratio),
-            score,
-            *split_threshold(threshold),
-            *split(min_score),
-            min_patches,
-            order,
-            hint,
-            scope,
-            fill,
-            mask_dtype,
-            label_dtype,
-        )
-        return PatchMask(new, mask, patches, scores, None if label_dtype is None else labels)
-    return PatchMask._make(
-        _C.patch_mask(
-            image,
-            logits,
-            patch_size,
-            ratio,
-            score,
-            threshold,
-            min_score,
-            min_patches,
-            order,
-            hint,
-            scope,
-            fill,
-            mask_dtype,
-            label_dtype,
-        )
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(image, logits, ratio, threshold, min_score)
+    op = _patch_mask if traced else _C.patch_mask
+    out = op(
+        image,
+        logits,
+        patch_size,
+        ratio,
+        score,
+        threshold,
+        min_score,
+        min_patches,
+        order,
+        hint,
+        scope,
+        fill,
+        mask_dtype,
+        label_dtype,
     )
+    return PatchMask(out[0], out[1], out[2], out[3], None if label_dtype is None else out[4])
 
 
 def patch_mask_from_scores(
@@ -141,7 +127,8 @@ def patch_mask_from_scores(
         The other arguments, errors and the selection are those of :func:`patch_mask`.
 
     Returns:
-        :class:`PatchMask`; scores is the argument, labels None. Differentiable: image with respect to image.
+        :class:`PatchMask`; scores is the argument, or its float32 copy where it is narrower, labels None.
+        Differentiable: image with respect to image.
 
     Example:
         >>> import torch, entmask_ext
@@ -150,25 +137,10 @@ def patch_mask_from_scores(
         tensor([[[False,  True],
                  [ True, False]]])
     """
-    if torch.compiler.is_compiling():
-        new, mask, patches = torch.ops.entmask.patch_mask_from_scores(
-            image,
-            scores,
-            patch_sizes(patch_size),
-            *split(ratio),
-            *split(min_score),
-            min_patches,
-            order,
-            hint,
-            scope,
-            fill,
-            mask_dtype,
-        )
-    else:
-        new, mask, patches = _C.patch_mask_from_scores(
-            image, scores, patch_size, ratio, min_score, min_patches, order, hint, scope, fill, mask_dtype
-        )
-    return PatchMask(new, mask, patches, scores.float() if scores.itemsize < 4 else scores, None)
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(image, scores, ratio, min_score)
+    op = _patch_mask_from_scores if traced else _C.patch_mask_from_scores
+    out = op(image, scores, patch_size, ratio, min_score, min_patches, order, hint, scope, fill, mask_dtype)
+    return PatchMask(out[0], out[1], out[2], out[3], None)
 
 
 def random_patch_mask(
@@ -197,21 +169,155 @@ def random_patch_mask(
         >>> bool((masked.patches[0] == masked.patches[1]).all()), masked.patches.sum().item()
         (True, 24)
     """
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
-    if image.dim() not in (4, 5):
-        raise ValueError(f"image must have shape (N, C, H, W) or (N, C, D, H, W), got {list(image.shape)}")
-    sizes = image.shape[2:]
-    patch = patch_sizes(patch_size)
-    if len(patch) == 1:
-        patch = patch * len(sizes)
-    if len(patch) != len(sizes):
-        raise ValueError(f"patch_size must be an int or {len(sizes)} ints for this image, got {patch}")
-    if min(patch) <= 0:
-        raise ValueError(f"patch_size must be positive, got {patch}")
-    grid = [-(-size // width) for size, width in zip(sizes, patch, strict=True)]
-    rows = 1 if shared else image.shape[0]
-    scores = torch.rand([rows, *grid], dtype=torch.float32, device=image.device, generator=generator)
-    if shared:
-        scores = scores.expand(image.shape[0], *grid)
-    return patch_mask_from_scores(image, scores, patch, ratio, fill=fill, mask_dtype=mask_dtype)
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(image, ratio)
+    op = _random_patch_mask if traced else _C.random_patch_mask
+    out = op(image, patch_size, ratio, shared, fill, mask_dtype, generator)
+    return PatchMask(out[0], out[1], out[2], out[3], None)
+
+
+def select_patches(
+    scores: Tensor,
+    ratio: float | Tensor | None = None,
+    *,
+    min_score: float | Tensor | None = None,
+    min_patches: int = 0,
+    order: str = "highest",
+    hint: float = 0.0,
+    scope: str = "image",
+) -> Tensor:
+    """The selection of :func:`patch_mask` on its own: which patches of each row have the highest scores.
+
+    Args:
+        scores: (N, *G), floating, any strides; float16 and bfloat16 are ranked as float32.
+
+        The other arguments and errors are those of :func:`patch_mask`; tensors are on the scores' device.
+
+    Returns:
+        (N, *G) bool, True = selected. A choice has no gradient.
+
+    Example:
+        >>> import torch, entmask_ext
+        >>> scores = torch.tensor([[0.1, 0.9, 0.3, 0.2], [0.5, 0.5, 0.0, 0.5]])
+        >>> entmask_ext.select_patches(scores, 0.5)
+        tensor([[False,  True,  True, False],
+                [ True,  True, False, False]])
+        >>> entmask_ext.select_patches(scores, torch.tensor([1, 3]))  # so many in each image
+        tensor([[False,  True, False, False],
+                [ True,  True, False,  True]])
+    """
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(scores, ratio, min_score)
+    op = _select_patches if traced else _C.select_patches
+    patches: Tensor = op(scores, ratio, min_score, min_patches, order, hint, scope)
+    return patches
+
+
+def patch_where(
+    patches: Tensor, inside: float | Tensor, outside: float | Tensor, patch_size: int | Sequence[int]
+) -> Tensor:
+    """torch.where over a grid of patches: inside where a pixel's patch is True, outside elsewhere.
+
+    Mixes two images, their labels and any map of their pixels by one rule. With patch_size=1 the patches are a mask of
+    pixels.
+
+    Args:
+        patches: (N, *G) bool, G = ceil(S / patch_size); or (1, *G), the same for all images.
+        inside, outside: (N, C, *S) or (N, *S), S of 2 or 3 axes as G, any strides; two tensors of the same shape,
+            device and dtype (floating, bool, uint8, int8, int16, int32 or int64), or a tensor and a number that its
+            dtype can represent.
+        patch_size: pixels, one int or one per axis.
+
+    Returns:
+        Shape and dtype of the tensors; the memory format of outside, or of inside where outside is a number.
+        Differentiable with respect to both. A NaN on the side that is not taken reaches neither the result nor a
+        gradient.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as :func:`patch_mask`.
+
+    Example:
+        >>> import torch, entmask_ext
+        >>> left = torch.tensor([[[True, False]]])
+        >>> a, b = torch.zeros(1, 2, 4), torch.ones(1, 2, 4)
+        >>> entmask_ext.patch_where(left, a, b, 2)
+        tensor([[[0., 0., 1., 1.],
+                 [0., 0., 1., 1.]]])
+        >>> entmask_ext.patch_where(left, 255, torch.zeros(1, 2, 4, dtype=torch.uint8), 2)
+        tensor([[[255, 255,   0,   0],
+                 [255, 255,   0,   0]]], dtype=torch.uint8)
+    """
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(patches, inside, outside)
+    op = _patch_where if traced else _C.patch_where
+    out: Tensor = op(patches, inside, outside, patch_size, None)[0]
+    return out
+
+
+_patch_mask = _ops.traced("patch_mask")
+_patch_mask_from_scores = _ops.traced("patch_mask_from_scores")
+_random_patch_mask = _ops.traced("random_patch_mask")
+_select_patches = _ops.traced("select_patches")
+_patch_where = _ops.traced("patch_where")
+
+
+@torch.library.register_fake("entmask::select_patches")
+def _(
+    scores: Tensor,
+    ratio: float | None,
+    ratio_tensor: Tensor | None,
+    min_score: float | None,
+    min_score_tensor: Tensor | None,
+    min_patches: int,
+    order: str,
+    hint: float,
+    scope: str,
+) -> Tensor:
+    _ops.check_floating(scores, "scores")
+    if scores.dim() < 2:
+        raise ValueError(f"scores must have shape (N, *G), one value per patch, got {list(scores.shape)}")
+    _ops.check_number(ratio_tensor, "ratio", scores.shape[0], scores.device, counts=True)
+    _ops.check_number(min_score_tensor, "min_score", scores.shape[0], scores.device)
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("entmask::patch_where")
+def _(
+    patches: Tensor,
+    inside: float | None,
+    inside_tensor: Tensor | None,
+    outside: float | None,
+    outside_tensor: Tensor | None,
+    patch_size: Sequence[int],
+    mask_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    x, name = (inside_tensor, "inside") if outside_tensor is None else (outside_tensor, "outside")
+    if x is None:
+        raise ValueError("inside or outside must be a tensor: two numbers have no shape")
+    _ops.check_device(x, name, patches, "patches")
+    if inside_tensor is not None:
+        _ops.check_device(inside_tensor, "inside", patches, "patches")
+        if inside_tensor.dtype != x.dtype:
+            raise TypeError(f"inside and outside must have the same dtype, got {inside_tensor.dtype} and {x.dtype}")
+        _ops.check_shape(inside_tensor, "inside", x.shape, ", as outside")
+    if patches.dtype != torch.bool:
+        raise TypeError(f"patches must be bool, got {patches.dtype}")
+    axes = patches.dim() - 1
+    if axes not in (2, 3) or x.dim() - 1 - axes not in (0, 1):
+        raise ValueError(
+            f"patches must have shape (N or 1, *G) for {name} of shape (N, *S) or (N, C, *S), got "
+            f"{list(patches.shape)} and {list(x.shape)}"
+        )
+    images, sizes = x.shape[0], x.shape[x.dim() - axes :]
+    grid = _ops.grid_of(sizes, patch_size)
+    of = f" for {name} of shape {list(x.shape)} and patch_size {list(patch_size)}"
+    _ops.check_shape(patches, "patches", [patches.shape[0], *grid], of)
+    torch._check_value(
+        (patches.shape[0] == 1) | (patches.shape[0] == images),
+        lambda: f"patches must have shape {[images, *grid]} (or 1 in place of N){of}, got {list(patches.shape)}",
+    )
+    if mask_dtype not in (None, torch.bool, x.dtype):
+        raise ValueError(f"mask_dtype must be None, torch.bool or the image's dtype {x.dtype}, got {mask_dtype}")
+    mask = [0] if mask_dtype is None else [images, 1, *sizes]
+    return _ops.empty_like_format(x), x.new_empty(mask, dtype=mask_dtype or torch.bool)
+
+
+for _name in ("select_patches", "patch_where"):
+    _ops.vmap_by_example(_name)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class PatchMask(NamedTuple):
@@ -34,3 +36,10 @@ class ConsistencyLoss(NamedTuple):
     """The same outside; without patches, over all pixels."""
     dice: Tensor
     """Soft Dice loss over the batch, averaged over classes."""
+
+
+for _result in (PatchMask, ConsistencyLoss):
+    # torch.export.save writes what an exported program returns by this name.
+    _pytree._register_namedtuple(_result, serialized_type_name=f"entmask_ext.{_result.__name__}")
+# torch.load(weights_only=True), its default, reads them back.
+torch.serialization.add_safe_globals([PatchMask, ConsistencyLoss])
