@@ -3,6 +3,7 @@
 Each is tried through the public function and through torch.ops, which compiled and C++ callers use.
 """
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cases import assert_same_bits
 from torch import Tensor
 
 import entmask_ext
@@ -31,72 +34,38 @@ VALID: dict[str, dict[str, Any]] = {
     "patch_scores": {"logits": LOGITS, "patch_size": 4},
     "consistency_loss": {"logits": LOGITS, "labels": LABELS, "patches": PATCHES, "patch_size": 4},
     "shuffle_patches": {"x": IMAGE, "patch_size": 4, "permutation": PERMUTATION},
+    "select_patches": {"scores": SCORES},
+    "patch_where": {"patches": PATCHES, "inside": IMAGE, "outside": IMAGE + 1, "patch_size": 4},
 }
 
 
-def _list(patch_size: Any) -> Any:
-    return [patch_size] if isinstance(patch_size, int) else patch_size
+def through_the_dispatcher(function: str, **arguments: Any) -> Any:
+    """torch.ops.entmask.<function> with a public function's arguments, as the schema wants them.
 
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (None, value) if isinstance(value, Tensor) else (value, None)
-
-
-def _op_patch_mask(
-    image: Any, logits: Any, patch_size: Any, ratio: Any = None, score: Any = "mean", threshold: Any = 0.75,
-    min_score: Any = None, min_patches: Any = 0, order: Any = "highest", hint: Any = 0.0, scope: Any = "image",
-    fill: Any = 0.0, mask_dtype: Any = None, label_dtype: Any = None,
-) -> Any:  # fmt: skip
-    number, tensor = _pair(threshold)
-    return torch.ops.entmask.patch_mask(
-        image, logits, _list(patch_size), *_pair(ratio), score, 0.0 if number is None else number, tensor,
-        *_pair(min_score), min_patches, order, hint, scope, fill, mask_dtype, label_dtype,
-    )  # fmt: skip
-
-
-def _op_from_scores(
-    image: Any, scores: Any, patch_size: Any, ratio: Any = None, min_score: Any = None, min_patches: Any = 0,
-    order: Any = "highest", hint: Any = 0.0, scope: Any = "image", fill: Any = 0.0, mask_dtype: Any = None,
-) -> Any:  # fmt: skip
-    return torch.ops.entmask.patch_mask_from_scores(
-        image, scores, _list(patch_size), *_pair(ratio), *_pair(min_score), min_patches, order, hint, scope, fill,
-        mask_dtype,
-    )  # fmt: skip
-
-
-def _op_patch_scores(logits: Any, patch_size: Any, score: Any = "mean", threshold: Any = 0.75) -> Any:
-    number, tensor = _pair(threshold)
-    return torch.ops.entmask.patch_scores(logits, _list(patch_size), score, 0.0 if number is None else number, tensor)
-
-
-def _op_loss(
-    logits: Any, labels: Any, patches: Any = None, patch_size: Any = None, mask_weight: Any = 1.5,
-    class_weight: Any = None, ce_weight: Any = 0.5, dice_weight: Any = 0.5, smooth: Any = 1e-5,
-    denominator_offset: Any = 0.0,
-) -> Any:  # fmt: skip
-    return torch.ops.entmask.consistency_loss(
-        logits, labels, patches, _list(patch_size), mask_weight, class_weight, ce_weight, dice_weight, smooth,
-        denominator_offset,
-    )  # fmt: skip
-
-
-OPS: dict[str, Callable[..., Any]] = {
-    "patch_mask": _op_patch_mask,
-    "patch_mask_from_scores": _op_from_scores,
-    "entropy_map": lambda logits, normalize=True: torch.ops.entmask.entropy_map(logits, normalize),
-    "patch_scores": _op_patch_scores,
-    "consistency_loss": _op_loss,
-    "shuffle_patches": lambda x, patch_size, permutation, inverse=False: torch.ops.entmask.shuffle_patches(
-        x, _list(patch_size), permutation, inverse
-    ),
-}
+    The neighbours X and X_tensor of a schema are one public argument X, a number or a tensor.
+    """
+    bound = inspect.signature(getattr(entmask_ext, function)).bind(**arguments)
+    bound.apply_defaults()
+    op = getattr(torch.ops.entmask, function).default
+    names = [argument.name for argument in op._schema.arguments]
+    values = []
+    for name in names:
+        value = bound.arguments.get(name.removesuffix("_tensor"))
+        if name.endswith("_tensor"):
+            value = value if isinstance(value, Tensor) else None
+        elif f"{name}_tensor" in names:
+            value = (0.0 if name == "threshold" else None) if isinstance(value, Tensor) else value
+        elif name == "patch_size" and isinstance(value, int):
+            value = [value]
+        values.append(value)
+    return op(*values)
 
 
 @dataclass(frozen=True)
 class Case:
     function: str
     bad: dict[str, Any]
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     message: str
     """A regular expression: the argument, what was expected, what came."""
     public_only: bool = False
@@ -104,7 +73,7 @@ class Case:
 
     def __str__(self) -> str:
         def short(value: Any) -> str:
-            return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(value)
+            return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(value)[:40]
 
         return f"{self.function}({', '.join(f'{name}={short(value)}' for name, value in self.bad.items())})"
 
@@ -129,9 +98,6 @@ def patch_size_cases(function: str) -> list[Case]:
         Case(function, {"patch_size": (4, -1)}, ValueError, r"patch_size.*positive.*-1"),
         Case(function, {"patch_size": (4, 4, 4)}, ValueError, r"patch_size.*2.*\[?\(?4, 4, 4"),
         Case(function, {"patch_size": ()}, ValueError, r"patch_size.*2.*(\[\]|\(\))"),
-        Case(function, {"patch_size": "4"}, TypeError, r"patch_size.*int.*str", public_only=True),
-        Case(function, {"patch_size": 4.0}, TypeError, r"patch_size.*int.*float", public_only=True),
-        Case(function, {"patch_size": (4, 4.5)}, TypeError, r"patch_size.*int.*float", public_only=True),
     ]
 
 
@@ -148,35 +114,73 @@ def selection_cases(function: str) -> list[Case]:
         Case(function, {"ratio": 1.01}, ValueError, r"ratio.*\[0, 1\].*1\.01"),
         Case(function, {"ratio": -0.1}, ValueError, r"ratio.*\[0, 1\].*-0\.1"),
         Case(function, {"ratio": float("nan")}, ValueError, r"ratio.*[nN]a[nN]"),
-        Case(function, {"ratio": torch.rand(2)}, ValueError, r"ratio.*0-d.*\[2\]"),
-        Case(function, {"ratio": torch.tensor(1)}, TypeError, r"ratio.*float.*(Long|int64)"),
-        Case(function, {"ratio": "half"}, TypeError, r"ratio.*(number|float).*str", public_only=True),
+        Case(function, {"ratio": torch.tensor(float("nan"))}, ValueError, r"ratio.*[nN]a[nN]"),
+        Case(function, {"ratio": torch.tensor(1.01)}, ValueError, r"ratio.*\[0, 1\].*1\.0"),
+        Case(function, {"ratio": torch.tensor([0.5, -0.5])}, ValueError, r"ratio.*\[0, 1\].*-0\.5"),
+        Case(function, {"ratio": torch.rand(3)}, ValueError, r"ratio.*2.*\[3\]"),
+        Case(function, {"ratio": torch.rand(2, 1)}, ValueError, r"ratio.*2.*\[2, 1\]"),
+        Case(function, {"ratio": torch.tensor(True)}, TypeError, r"ratio.*(Bool|bool)"),
+        Case(function, {"ratio": torch.tensor(0.5j)}, TypeError, r"ratio.*[cC]omplex"),
+        *(
+            Case(function, {"ratio": torch.tensor(value, device="meta")}, ValueError, r"ratio.*cpu.*meta")
+            for value in (0.5, [0.5, 0.5], 3)
+        ),
     ]
     if function == "random_patch_mask":
         return numbers
-    return [
+    selection = [
         *numbers,
+        Case(function, {"ratio": torch.rand(2), "scope": "batch"}, ValueError, r"ratio.*(scope|batch).*\[2\]"),
+        Case(function, {"min_score": torch.rand(2), "scope": "batch"}, ValueError, r"min_score.*(scope|batch).*\[2\]"),
         Case(function, {"ratio": 0.5, "min_score": 0.5}, ValueError, r"ratio.*min_score"),
         Case(function, {"ratio": 0.5, "min_patches": 2}, ValueError, r"min_patches.*min_score|min_patches.*ratio"),
         Case(function, {"min_patches": 2}, ValueError, r"min_patches.*min_score"),
         Case(function, {"min_score": 0.5, "min_patches": -1}, ValueError, r"min_patches.*-1"),
-        Case(function, {"min_score": torch.rand(1)}, ValueError, r"min_score.*0-d.*\[1\]"),
-        Case(function, {"min_score": "a"}, TypeError, r"min_score.*(number|float).*str", public_only=True),
+        Case(function, {"min_score": float("nan")}, ValueError, r"min_score.*[nN]a[nN]"),
+        Case(function, {"min_score": torch.tensor(float("nan"))}, ValueError, r"min_score.*[nN]a[nN]"),
+        Case(function, {"min_score": torch.rand(1)}, ValueError, r"min_score.*2.*\[1\]"),
+        Case(function, {"min_score": torch.tensor(1)}, TypeError, r"min_score.*float.*(Long|int64)"),
+        *(
+            Case(function, {"min_score": torch.tensor(value, device="meta")}, ValueError, r"min_score.*cpu.*meta")
+            for value in (0.5, [0.5, 0.5])
+        ),
         Case(function, {"hint": 1.5}, ValueError, r"hint.*\[0, 1\].*1\.5"),
         Case(function, {"hint": -0.5}, ValueError, r"hint.*\[0, 1\].*-0\.5"),
         Case(function, {"hint": float("nan")}, ValueError, r"hint.*[nN]a[nN]"),
         Case(function, {"order": "top"}, ValueError, r"order.*highest.*lowest.*top"),
+        Case(function, {"order": b"lowest"}, TypeError, r"order.*bytes", public_only=True),
         Case(function, {"scope": "row"}, ValueError, r"scope.*image.*batch.*row"),
+        Case(function, {"scope": None}, TypeError, r"scope.*None", public_only=True),
+    ]  # fmt: skip
+    return selection
+
+
+def fill_cases(function: str) -> list[Case]:
+    """Beyond the image's dtype; infinity and NaN are legal."""
+    return [
+        *(
+            Case(function, {"image": IMAGE.to(dtype), "fill": fill}, ValueError, rf"fill.*{name}.*-?{shown}")
+            for dtype, fill, name, shown in (
+                (torch.float16, 1e6, "(Half|float16)", r"1e\+0?6|1000000"),
+                (torch.float16, -65536.0, "(Half|float16)", "65536"),
+                (torch.bfloat16, 3.4e38, "(BFloat16|bfloat16)", r"3\.4e\+38"),
+                (torch.float32, 1e39, "([fF]loat)", r"1e\+39"),
+            )
+        ),
         Case(function, {"mask_dtype": torch.int64}, (ValueError, TypeError), r"mask_dtype.*bool.*(Long|int64)"),
         Case(
             function, {"mask_dtype": torch.float64}, (ValueError, TypeError), r"mask_dtype.*bool.*([dD]ouble|float64)"
         ),
+        Case(function, {"mask_dtype": "bool"}, TypeError, r"mask_dtype.*str", public_only=True),
     ]
 
 
 WITH_PATCHES = (
     "patch_mask", "patch_mask_from_scores", "random_patch_mask", "patch_scores", "consistency_loss", "shuffle_patches",
+    "patch_where",
 )  # fmt: skip
+WITH_SELECTION = ("patch_mask", "patch_mask_from_scores", "select_patches")
+MASKING = ("patch_mask", "patch_mask_from_scores", "random_patch_mask")
 CASES = [
     *(case for name in ("patch_mask", "entropy_map", "patch_scores") for case in logits_cases(name)),
     *(case for case in logits_cases("consistency_loss")),
@@ -185,9 +189,10 @@ CASES = [
         for name in WITH_PATCHES
         for case in patch_size_cases(name)
     ),
-    *(case for name in ("patch_mask", "patch_mask_from_scores", "random_patch_mask") for case in image_cases(name)),
+    *(case for name in MASKING for case in image_cases(name)),
     *image_cases("shuffle_patches", "x"),
-    *(case for name in ("patch_mask", "patch_mask_from_scores", "random_patch_mask") for case in selection_cases(name)),
+    *(case for name in (*MASKING, "select_patches") for case in selection_cases(name)),
+    *(case for name in MASKING for case in fill_cases(name)),
     # Two arguments that do not fit each other
     Case("patch_mask", {"image": IMAGE[:1]}, ValueError, r"image.*logits.*\[1, 1, 16, 24\].*\[2, 4, 16, 24\]"),
     Case("patch_mask", {"image": IMAGE[..., 1:]}, ValueError, r"image.*logits.*\[2, 1, 16, 23\].*\[2, 4, 16, 24\]"),
@@ -205,8 +210,16 @@ CASES = [
         for name in ("patch_mask", "patch_scores")
         for case in (
             Case(name, {"score": "median"}, ValueError, r"score.*mean.*count.*median"),
-            Case(name, {"score": "count", "threshold": torch.rand(3)}, ValueError, r"threshold.*0-d.*\[3\]"),
-            Case(name, {"threshold": "high"}, TypeError, r"threshold.*(number|float).*str", public_only=True),
+            Case(name, {"score": b"mean"}, TypeError, r"score.*bytes", public_only=True),
+            Case(name, {"score": "count", "threshold": torch.rand(3)}, ValueError, r"threshold.*2.*\[3\]"),
+            Case(name, {"threshold": torch.tensor(1)}, TypeError, r"threshold.*float.*(Long|int64)"),
+            Case(name, {"threshold": float("nan")}, ValueError, r"threshold.*[nN]a[nN]"),
+            Case(name, {"threshold": torch.tensor(float("nan"))}, ValueError, r"threshold.*[nN]a[nN]"),
+            *(
+                Case(name, {"score": score, "threshold": torch.tensor(value, device="meta")}, ValueError,
+                     r"threshold.*cpu.*meta")
+                for score in ("mean", "count") for value in (0.5, [0.5, 0.5])
+            ),
         )
     ),
     Case("patch_mask_from_scores", {"scores": SCORES[:1]}, ValueError, r"scores.*\[2, 4, 6\].*\[1, 4, 6\]"),
@@ -214,6 +227,40 @@ CASES = [
     Case("patch_mask_from_scores", {"scores": SCORES.flatten(1)}, ValueError, r"scores.*\[2, 4, 6\].*\[2, 24\]"),
     Case("patch_mask_from_scores", {"scores": SCORES.int()}, TypeError, r"scores.*float.*(Int|int32)"),
     Case("patch_mask_from_scores", {"scores": SCORES.to("meta")}, ValueError, r"(image|scores).*(cpu.*meta|meta.*cpu)"),
+    Case("patch_mask", {"threshold": torch.rand(2), "score": "count", "scope": "batch"}, ValueError,
+         r"threshold.*(scope|batch).*\[2\]"),
+    Case("patch_mask", {"label_dtype": "uint8"}, TypeError, r"label_dtype.*str", public_only=True),
+    Case("random_patch_mask", {"generator": 3}, TypeError, r"generator.*int", public_only=True),
+    # The bare selection
+    Case("select_patches", {"scores": SCORES.int()}, TypeError, r"scores.*float.*(Int|int32)"),
+    Case("select_patches", {"scores": SCORES.numpy()}, TypeError, r"scores.*Tensor.*ndarray", public_only=True),
+    Case("select_patches", {"scores": torch.rand(())}, ValueError, r"scores.*\(N.*\[\]"),
+    # One of two by patch
+    Case("patch_where", {"patches": PATCHES.float()}, TypeError, r"patches.*bool.*[fF]loat"),
+    Case("patch_where", {"patches": PATCHES[:, 1:]}, ValueError, r"patches.*4, 6\].*\[2, 3, 6\]"),
+    Case("patch_where", {"patches": torch.cat([PATCHES, PATCHES])}, ValueError, r"patches.*4, 6\].*\[4, 4, 6\]"),
+    Case("patch_where", {"patches": PATCHES[0]}, ValueError, r"patches.*\[4, 6\]"),
+    Case("patch_where", {"patches": PATCHES.to("meta")}, ValueError, r"patches.*(cpu.*meta|meta.*cpu)"),
+    Case("patch_where", {"inside": IMAGE[:1]}, ValueError, r"inside.*outside.*\[1, 1, 16, 24\].*\[2, 1, 16, 24\]"),
+    Case("patch_where", {"inside": IMAGE[:, 0]}, ValueError, r"inside.*outside.*\[2, 16, 24\].*\[2, 1, 16, 24\]"),
+    Case("patch_where", {"outside": IMAGE.double()}, (TypeError, ValueError), r"inside.*outside.*loat.*([dD]ouble|64)"),
+    Case("patch_where", {"outside": IMAGE.to("meta")}, ValueError, r"(inside|outside).*(cpu.*meta|meta.*cpu)"),
+    Case("patch_where", {"inside": 0.5, "outside": 1}, (TypeError, ValueError), r"inside.*outside"),
+    Case("patch_where", {"inside": IMAGE[0, 0], "outside": 0.0}, ValueError, r"inside.*\[16, 24\]"),
+    *(
+        Case("patch_where", {side: IMAGE.to(torch.complex64), other: 0}, TypeError, rf"{side}.*[cC]omplex")
+        for side, other in (("inside", "outside"), ("outside", "inside"))
+    ),
+    *(
+        Case("patch_where", {side: number, other: (IMAGE * 100).to(dtype)}, ValueError, rf"{side}.*{name}")
+        for side, other in (("inside", "outside"), ("outside", "inside"))
+        for number, dtype, name in (
+            (256, torch.uint8, "(Byte|uint8)"), (-1, torch.uint8, "(Byte|uint8)"), (128, torch.int8, "(Char|int8)"),
+            (2**31, torch.int32, "(Int|int32)"), (0.5, torch.int64, "(Long|int64)"),
+            (float("nan"), torch.int64, "(Long|int64)"), (float("inf"), torch.int16, "(Short|int16)"),
+            (1e6, torch.float16, "(Half|float16)"), (1e39, torch.float32, "[fF]loat"), (2, torch.bool, "[bB]ool"),
+        )
+    ),
     # The loss
     Case("consistency_loss", {"labels": LABELS.int()}, TypeError, r"labels.*uint8.*int64.*(Int|int32)"),
     Case("consistency_loss", {"labels": LABELS.float()}, TypeError, r"labels.*uint8.*int64.*([fF]loat)"),
@@ -259,12 +306,125 @@ def test_public_function(case: Case) -> None:
         function(**VALID[case.function] | case.bad)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.function in OPS and not case.public_only], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.public_only], ids=str)
 def test_torch_ops(case: Case) -> None:
-    op = OPS[case.function]
-    op(**VALID[case.function])
+    through_the_dispatcher(case.function, **VALID[case.function])
     with pytest.raises(case.error, match=re.compile(case.message, re.DOTALL)):
-        op(**VALID[case.function] | case.bad)
+        through_the_dispatcher(case.function, **VALID[case.function] | case.bad)
+
+
+# ---------------------------------------------------------------- numbers
+
+NUMBERS: dict[str, dict[str, float | int]] = {
+    "patch_mask": {"ratio": 0.25, "threshold": 0.5, "min_score": 0.5, "hint": 0.125, "fill": -1.5},
+    "patch_mask_from_scores": {"ratio": 0.25, "min_score": 0.5, "hint": 0.125, "fill": 3},
+    "random_patch_mask": {"ratio": 0.25, "fill": 2},
+    "patch_scores": {"threshold": 0.5},
+    "select_patches": {"ratio": 0.25, "min_score": 0.5, "hint": 0.125},
+    "patch_where": {"inside": -2.5, "outside": 1},
+    "consistency_loss": {
+        "mask_weight": 2, "ce_weight": 0.25, "dice_weight": 0.75, "smooth": 0.5, "denominator_offset": 3,
+    },
+}  # fmt: skip
+each_number = pytest.mark.parametrize(
+    ("function", "name"), [(f, name) for f, names in NUMBERS.items() for name in names]
+)
+
+
+@each_number
+def test_what_is_no_number(function: str, name: str) -> None:
+    for bad in (
+        "half",
+        b"1",
+        True,
+        np.bool_(True),
+        np.array([0.5]),
+        np.array([[1]]),
+        np.array("1"),
+        1j,
+        [0.5],
+        10**400,
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            call(function, **{name: bad})
+
+
+@pytest.mark.parametrize("function", WITH_SELECTION)
+def test_what_is_no_count(function: str) -> None:
+    for bad in (1.5, "2", b"2", True, np.float32(2), np.array([2]), np.array(2.0), None, 2**70, -(2**63) - 1):
+        with pytest.raises((TypeError, ValueError), match="min_patches"):
+            call(function, min_score=0.5, min_patches=bad)
+
+
+@pytest.mark.parametrize("function", WITH_PATCHES)
+def test_what_is_no_patch_size(function: str) -> None:
+    for bad, came in (
+        ("4", "str"), (b"\x04\x04", "bytes"), (bytearray(b"\x04\x04"), "bytearray"), ({4: 4}, "dict"),
+        (4.0, "float"), ((4, 4.5), "float"), (np.float64(4), "float"), (np.array([4.0, 4.0]), "float"),
+        (True, "bool"), ((4, True), "bool"), (np.bool_(True), "bool"), (np.array([True, True]), "bool"),
+        ((4, None), "NoneType"), (np.array([[4, 4]]), ""), (2**70, ""), ((4, 2**63), ""), ((4, -(2**63) - 1), ""),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=f"patch_size.*int.*{came}"):
+            call(function, patch_size=bad)
+
+
+def forms(value: float | int) -> list[Any]:
+    """The same number in numpy's types, as a scalar and as a 0-d array."""
+    if isinstance(value, int):
+        scalars: list[Any] = [np.int64(value), np.int32(value), np.uint8(value)]
+    else:
+        scalars = [np.float64(value), np.float32(value), np.float16(value)]
+    return [*scalars, *map(np.array, scalars)]
+
+
+def assert_same_results(actual: Any, expected: Any) -> None:
+    for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (actual, expected)), strict=True):
+        if other is None:
+            assert one is None
+        else:
+            assert_same_bits(one, other)
+
+
+def call(function: str, **arguments: Any) -> Any:
+    torch.manual_seed(3)
+    return getattr(entmask_ext, function)(**VALID[function] | arguments)
+
+
+@each_number
+def test_numbers_of_numpy(function: str, name: str) -> None:
+    more = {"score": "count"} if name == "threshold" else {}
+    value = NUMBERS[function][name]
+    want = call(function, **more, **{name: value})
+    for same in forms(value):
+        assert_same_results(call(function, **more, **{name: same}), want)
+
+
+@pytest.mark.parametrize("function", WITH_SELECTION)
+def test_counts_of_numpy(function: str) -> None:
+    want = call(function, min_score=2.0, min_patches=3)
+    for same in forms(3):
+        assert_same_results(call(function, min_score=2.0, min_patches=same), want)
+
+
+@pytest.mark.parametrize("function", WITH_PATCHES)
+def test_patch_sizes_of_numpy(function: str) -> None:
+    want = call(function, patch_size=4)
+    for same in (
+        *forms(4), [4, 4], torch.Size([4, 4]), (np.int64(4), 4), [np.array(4), np.int32(4)], np.array([4]),
+        *(np.array([4, 4], dtype) for dtype in (np.int64, np.int32, np.uint8)), np.array([4, 0, 4])[::2],
+    ):  # fmt: skip
+        assert_same_results(call(function, patch_size=same), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", MASKING)
+def test_fills_up_to_the_largest_number(function: str, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for fill in (largest, -largest, float("inf"), float("-inf"), float("nan"), torch.finfo(dtype).tiny / 2):
+        image = call(function, image=IMAGE.to(dtype), fill=fill).image
+        filled = image[image != IMAGE.to(dtype)]
+        assert filled.numel() > 0
+        assert_same_bits(filled, torch.full_like(filled, fill))
 
 
 # A device that torch knows and nothing has kernels for, so that the tensors live on it and no op can run.
