@@ -7,6 +7,7 @@ spared, and 0-d tensors are read on the host. Nothing in the package falls back 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ __all__ = [
     "patch_mask",
     "patch_mask_from_scores",
     "patch_scores",
+    "patch_where",
     "random_patch_mask",
+    "select_patches",
     "shuffle_patches",
 ]
 
@@ -73,25 +76,57 @@ def patch_mask_from_scores(
     fill: float = 0.0,
     mask_dtype: torch.dtype | None = None,
 ) -> PatchMask:
-    """Selects patches by a stable sort of each row's scores, then fills their pixels."""
+    """:func:`select_patches`, then :func:`patch_where` with fill inside."""
     scores = scores.to(_result_dtype(scores.dtype))
-    images = scores.shape[0]
-    grid = scores.shape[1:]
-    rows = scores.detach().reshape(images, grid.numel())
-    if scope == "batch":
-        rows = rows.reshape(1, images * grid.numel())
-    selected = [_select(row, ratio, min_score, min_patches, order == "lowest", hint) for row in rows]
-    patches = torch.stack(selected) if selected else torch.zeros_like(rows, dtype=torch.bool)
-    patches = patches.reshape(scores.shape)
-
-    mask = _spread(patches, _per_axis(patch_size, len(grid)), image.shape[2:]).unsqueeze(1)
+    patches = select_patches(
+        scores, ratio, min_score=min_score, min_patches=min_patches, order=order, hint=hint, scope=scope
+    )
+    mask = _spread(patches, _per_axis(patch_size, scores.dim() - 1), image.shape[2:]).unsqueeze(1)
     return PatchMask(
-        image.masked_fill(mask, fill),
+        patch_where(patches, fill, image, patch_size),
         mask.to(image.dtype if mask_dtype is None else mask_dtype),
         patches,
         scores,
         None,
     )
+
+
+def select_patches(
+    scores: Tensor,
+    ratio: float | Tensor | None = None,
+    *,
+    min_score: float | Tensor | None = None,
+    min_patches: int = 0,
+    order: str = "highest",
+    hint: float = 0.0,
+    scope: str = "image",
+) -> Tensor:
+    """By a stable sort of each row's scores."""
+    rows = scores.detach().to(_result_dtype(scores.dtype)).reshape(scores.shape[0], scores.shape[1:].numel())
+    if scope == "batch":
+        rows = rows.reshape(1, rows.numel())
+    selected = [
+        _select(row, row_ratio, row_min_score, min_patches, order == "lowest", hint)
+        for row, row_ratio, row_min_score in zip(
+            rows, _per_row(ratio, rows.shape[0]), _per_row(min_score, rows.shape[0]), strict=True
+        )
+    ]
+    patches = torch.stack(selected) if selected else torch.zeros_like(rows, dtype=torch.bool)
+    return patches.reshape(scores.shape)
+
+
+def patch_where(
+    patches: Tensor, inside: float | Tensor, outside: float | Tensor, patch_size: int | Sequence[int]
+) -> Tensor:
+    """torch.where with the mask of pixels."""
+    axes = patches.dim() - 1
+    x = outside if isinstance(outside, Tensor) else inside
+    assert isinstance(x, Tensor), "two numbers have no shape"
+    mask = _spread(patches, _per_axis(patch_size, axes), x.shape[x.dim() - axes :])
+    if x.dim() == axes + 2:
+        mask = mask.unsqueeze(1)
+    taken, other = (side if isinstance(side, Tensor) else torch.full_like(x, side) for side in (inside, outside))
+    return torch.where(mask, taken, other)
 
 
 def random_patch_mask(
@@ -132,7 +167,9 @@ def patch_scores(
     if score == "count":
         # As everywhere in the ops, the comparison is one of numbers that were rounded to the scores' dtype.
         entropy = entropy.detach().to(dtype)
-        entropy = ((entropy >= _scalar(threshold, dtype)) | entropy.isnan()).double()
+        limits = [_scalar(limit, dtype) for limit in _per_row(threshold, logits.shape[0])]
+        limit = torch.tensor(limits, dtype=dtype, device=logits.device).reshape(-1, *[1] * len(patch))
+        entropy = ((entropy >= limit) | entropy.isnan()).double()
     pixels = _patch_sums(torch.ones(logits.shape[2:], dtype=torch.float64, device=logits.device)[None], patch)
     return (_patch_sums(entropy, patch) / pixels).to(dtype)
 
@@ -262,6 +299,23 @@ def _spread(patches: Tensor, patch: Sequence[int], sizes: Sequence[int]) -> Tens
     return patches
 
 
+def _per_row(value: Any, rows: int) -> list[Any]:
+    """A number of each row: N values are one per image."""
+    return list(value) if isinstance(value, Tensor) and value.dim() == 1 else [value] * rows
+
+
+def _count(ratio: float | Tensor | None, count: int) -> int:
+    """How many of a row's patches a ratio selects. An integer tensor is the number itself."""
+    if isinstance(ratio, Tensor) and not ratio.is_floating_point():
+        return min(max(int(ratio), 0), count)
+    fraction = 0.75 if ratio is None else float(ratio)
+    return min(count, max(1, _share(fraction, count))) if fraction > 0 else 0  # NaN: none
+
+
+def _share(fraction: float, count: int) -> int:
+    return math.floor(min(fraction, 1) * count + 1e-6)
+
+
 def _select(
     scores: Tensor,
     ratio: float | Tensor | None,
@@ -278,15 +332,16 @@ def _select(
     scores = scores + 0.0  # -0.0 + 0.0 = 0.0: both zeros sort as one
     ranking = scores.sort(descending=not lowest, stable=True).indices
     if min_score is None:
-        fraction = 0.75 if ratio is None else float(ratio)
-        chosen = max(1, math.floor(fraction * count + 1e-6)) if fraction > 0 else 0
+        chosen = _count(ratio, count)
+    elif math.isnan(float(min_score)):
+        chosen = 0
     else:
         bound = _scalar(min_score, scores.dtype)
         passing = scores <= bound if lowest else (scores >= bound) | scores.isnan()
         chosen = max(min_patches, int(passing.sum()))
     selected[ranking[:chosen]] = True
 
-    visible = min(math.floor(hint * count + 1e-6), int(selected.sum()) - 1)
+    visible = min(_share(hint, count), int(selected.sum()) - 1)
     highest_first = scores.sort(descending=True, stable=True).indices
     highest_first = highest_first[selected[highest_first]]
     selected[highest_first[: max(0, visible)]] = False
