@@ -21,6 +21,13 @@ from entmask_ext import _C  # noqa: F401 (defines the ops)
 # ---------------------------------------------------------------- arguments
 
 
+# Tuples: torch.compile does not know the union of two types.
+_ARRAYS = (np.ndarray, np.generic)
+_NUMBERS = (int, float, SymBool, SymInt, SymFloat)
+_INTS = (int, SymInt)
+_TEXTS = (str, bytes, bytearray)
+
+
 class _Argument(NamedTuple):
     """An argument of an op, by its schema."""
 
@@ -80,7 +87,7 @@ def _wrong_type(argument: _Argument, value: Any) -> TypeError:
 
 def _item(argument: _Argument, value: Any) -> Any:
     """The Python number in a numpy number, a 0-d array or a 0-d tensor on the CPU; any other value as it is."""
-    if isinstance(value, np.ndarray | np.generic):  # torch.compile makes arrays of numpy's numbers
+    if isinstance(value, _ARRAYS):  # torch.compile makes arrays of numpy's numbers
         if value.ndim != 0:
             raise _wrong_type(argument, value)
         return value.item()
@@ -109,7 +116,7 @@ def _known(argument: _Argument, number: Any) -> Any:
 
 def _number(argument: _Argument, value: Any) -> bool | int | float:
     number = _item(argument, value)
-    if not isinstance(number, int | float | SymBool | SymInt | SymFloat):
+    if not isinstance(number, _NUMBERS):
         raise _wrong_type(argument, value)
     number = _known(argument, number)
     return _fitting(argument, number) if isinstance(number, int) else number
@@ -117,7 +124,7 @@ def _number(argument: _Argument, value: Any) -> bool | int | float:
 
 def _float(argument: _Argument, value: Any) -> float:
     number = _item(argument, value)
-    if not isinstance(number, int | float | SymBool | SymInt | SymFloat):
+    if not isinstance(number, _NUMBERS):
         raise _wrong_type(argument, value)
     number = _known(argument, number)
     if isinstance(number, int) and abs(number) > sys.float_info.max:
@@ -127,7 +134,7 @@ def _float(argument: _Argument, value: Any) -> float:
 
 def _int(argument: _Argument, value: Any) -> int:
     number = None if isinstance(value, Tensor) else _item(argument, value)
-    if not isinstance(number, int | SymInt) or isinstance(number, bool):
+    if not isinstance(number, _INTS) or isinstance(number, bool):
         raise _wrong_type(argument, value)
     return _fitting(argument, _known(argument, number))
 
@@ -142,7 +149,7 @@ def _ints(argument: _Argument, value: Any) -> list[int]:
     """One for all axes, or one per axis: an int, or a sequence or a 1-d array of ints."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         sizes = [value[i] for i in range(len(value))]
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+    elif isinstance(value, Sequence) and not isinstance(value, _TEXTS):
         sizes = list(value)
     else:
         sizes = [value]
