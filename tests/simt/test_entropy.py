@@ -135,6 +135,17 @@ def test_pool_keeps_the_digits_of_tiny_entropies() -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_map_of_many_classes_that_add_the_same(layout: str) -> None:
+    """What rounding loses at each addition has the same sign: it must not add up."""
+    values = np.full((1, 2048, 1, 8), 0.5)
+    values[0, [3, 1000], 0, 0::2] = 7.25
+    values[0, :, 0, 1::2] = np.linspace(0, 6, 2048)[:, None]
+    x = tensor(values, "float32", layout)
+    actual, _ = launchers.entropy_map(x)
+    np.testing.assert_allclose(actual, reference.entropy(x.values), rtol=0, atol=4e-7)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pool_of_a_large_patch(dtype: str) -> None:
     x = tensor(data.usable_logits((1, 3, 300, 1000), seed=5), dtype)

@@ -119,38 +119,56 @@ __device__ __forceinline__ Softmax<F> exponentials(F (&x)[CHUNK][PIXELS], F (&d)
   return r;
 }
 
-// The same for any number of classes, one at a time. Sums are kept relative to a reference that follows the greatest
-// logit only when that has gained `slack` on it: each change then shrinks what it rounds by e^-slack, so that errors do
-// not add up over many classes in ascending order, and d < slack, so that little cancels when the sums are moved to m
-// at the end.
+// Adds v to a sum and keeps what rounding lost for the next addition, so that the errors of many do not add up.
+template <typename F>
+__device__ __forceinline__ void add_compensated(F& sum, F& lost, F v) {
+  const F kept = v - lost, total = sum + kept;
+  lost = (total - sum) - kept;
+  sum = total;
+}
+
+// The same for any number of classes, a chunk at a time. Sums are kept relative to a reference that follows the
+// greatest logit only when that has gained `slack` on it: each change then shrinks what it rounds by e^-slack, so that
+// errors do not add up over many classes in ascending order, and d < slack, so that little cancels when the sums are
+// moved to m at the end.
 template <typename F>
 struct SoftmaxStream {
   static constexpr F slack = 2;
   static constexpr F lowest = sizeof(F) == 8 ? -1.7976931348623157e308 : static_cast<F>(-3.402823466e38f);
-  F max, reference, others, dot;
-  int32_t label;
+  F max = -INFINITY;
+  F reference = lowest;  // finite as long as the logits are, so that a class at -inf is at -inf from it
+  F others = 0, dot = 0, others_lost = 0, dot_lost = 0;
+  int32_t label = 0;
 
-  __device__ __forceinline__ void start(F first) {
-    max = first;
-    reference = greater_of(first, lowest);  // finite, so that a class at -inf is at -inf from it
-    others = dot = 0;
-    label = 0;
-  }
   __device__ __forceinline__ void move(F to) {
     const F d = reference - to, e = exponential(d);
     dot = e * dot + times_log(e, d) * others;
     others *= e;
+    others_lost = dot_lost = 0;
     reference = to;
   }
-  __device__ __forceinline__ void add(F v, int32_t k) {
-    const bool lead = leads(v, max);
-    const F loser = lead ? max : v;
-    max = lead ? v : max;
-    label = lead ? k : label;
+  // Pixel i of classes `first` and up; a class that is not there is -inf, as load_classes leaves it.
+  template <int CHUNK, int PIXELS>
+  __device__ __forceinline__ void add(const F (&x)[CHUNK][PIXELS], int i, int32_t first) {
+    F loser[CHUNK];
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) {
+      const F v = x[k][i];
+      const bool lead = leads(v, max);
+      loser[k] = lead ? max : v;
+      max = lead ? v : max;
+      label = lead ? first + k : label;
+    }
     if (max > reference + slack) move(max);
-    const F d = loser - reference, e = exponential(d);
-    others += e;
-    dot += times_log(e, d);
+    F sum = 0, product = 0;
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) {
+      const F d = loser[k] - reference, e = exponential(d);
+      sum += e;
+      product += times_log(e, d);
+    }
+    add_compensated(others, others_lost, sum);
+    add_compensated(dot, dot_lost, product);
   }
   __device__ __forceinline__ Softmax<F> finish() {
     move(max);
@@ -173,18 +191,7 @@ __device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pi
     for (int64_t first = 0; first < classes; first += S::chunk) {
       load_classes<S>(x, p + first * class_stride, class_stride, classes - first);
 #pragma unroll
-      for (int k = 0; k < S::chunk; ++k) {
-        if (first + k < classes) {
-#pragma unroll
-          for (int i = 0; i < S::pixels; ++i) {
-            if (k == 0 && first == 0) {
-              stream[i].start(x[0][i]);
-            } else {
-              stream[i].add(x[k][i], static_cast<int32_t>(first + k));
-            }
-          }
-        }
-      }
+      for (int i = 0; i < S::pixels; ++i) stream[i].add(x, i, static_cast<int32_t>(first));
     }
 #pragma unroll
     for (int i = 0; i < S::pixels; ++i) out[i] = stream[i].finish();
