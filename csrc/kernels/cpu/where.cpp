@@ -122,8 +122,8 @@ void choose(const WhereParams& p, int64_t begin, int64_t end) {
   const Strides& os = p.out_stride;
   const int64_t splits = strip_splits(g), per_image = g.count[0] * g.count[1] * g.count[2];
   auto channels_behind = [&](const void* data, const Strides& s) { return !data || (s.c == 1 && s.w == p.channels); };
-  const bool interleaved = channels_behind(p.inside, p.inside_stride) && channels_behind(p.outside, p.outside_stride) &&
-                           channels_behind(p.out, os);
+  const bool interleaved = p.channels > 1 && channels_behind(p.inside, p.inside_stride) &&
+                           channels_behind(p.outside, p.outside_stride) && channels_behind(p.out, os);
   const int64_t unit = interleaved ? p.channels : 1, planes = interleaved ? 1 : p.channels;
   const auto image = [&](const void* data, const Strides& s) {
     return Image<E>{static_cast<const E*>(data), s, interleaved ? 1 : s.w, E(p.number)};
