@@ -55,8 +55,13 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
+def _poisoned(x: Tensor, *shape: int) -> Tensor:
+    """Memory around x that no kernel should see."""
+    return x.new_full(shape, math.nan if x.is_floating_point() else 77)
+
+
 def _sliced(x: Tensor) -> Tensor:
-    wide = x.new_full([*x.shape[:-1], 2 * x.shape[-1] + 3], math.nan)
+    wide = _poisoned(x, *x.shape[:-1], 2 * x.shape[-1] + 3)
     view = wide[..., 1 : 1 + 2 * x.shape[-1] : 2]
     return view.copy_(x)
 
@@ -66,7 +71,7 @@ def _transposed(x: Tensor) -> Tensor:
 
 
 def _misaligned(x: Tensor) -> Tensor:
-    flat = x.new_full([x.numel() + 1], math.nan)
+    flat = _poisoned(x, x.numel() + 1)
     return flat[1:].view(x.shape).copy_(x)
 
 
@@ -77,7 +82,7 @@ def _expanded(x: Tensor) -> Tensor:
 
 def _cropped(x: Tensor) -> Tensor:
     """A window of larger images, rows apart from each other."""
-    large = x.new_full([*x.shape[:2], *(size + 3 for size in x.shape[2:])], math.nan)
+    large = _poisoned(x, *x.shape[:2], *(size + 3 for size in x.shape[2:]))
     view = large[(..., *(slice(1, 1 + size) for size in x.shape[2:]))]
     return view.copy_(x)
 

@@ -1,5 +1,6 @@
-"""patch_mask and its relatives: the masked image, the mask, the labels, and that they fit the scores and patches."""
+"""patch_mask and its relatives, and patch_where: image, mask and labels, and that they fit the scores and patches."""
 
+import itertools
 import math
 
 import pytest
@@ -16,8 +17,10 @@ from cases import (
     layouts,
     make_image,
     make_logits,
+    make_patches,
     shapes,
 )
+from torch import Tensor
 
 import entmask_ext
 from entmask_ext import reference
@@ -173,9 +176,13 @@ def test_patch_mask_is_its_parts(score: str, shape: Shape, device: str) -> None:
     whole = entmask_ext.patch_mask(image, logits, shape.patch, 0.5, score=score, threshold=0.4)
     scores = entmask_ext.patch_scores(logits, shape.patch, score=score, threshold=0.4)
     assert_same_bits(whole.scores, scores)
-    parts = entmask_ext.patch_mask_from_scores(image, scores, shape.patch, 0.5)
-    assert_same_bits(whole.image, parts.image)
-    assert_same_bits(whole.patches, parts.patches)
+    patches = entmask_ext.select_patches(scores, 0.5)
+    assert_same_bits(whole.patches, patches)
+    assert_same_bits(whole.image, entmask_ext.patch_where(patches, 0.0, image, shape.patch))
+    assert_same_bits(whole.mask, entmask_ext.patch_where(patches, 1, torch.zeros_like(image[:, :1]), shape.patch))
+    from_scores = entmask_ext.patch_mask_from_scores(image, scores, shape.patch, 0.5)
+    for actual, expected in zip(from_scores[:4], whole[:4], strict=True):
+        assert_same_bits(actual, expected)
 
 
 @devices
@@ -245,3 +252,105 @@ def test_random_scores_are_float32_whatever_the_default_dtype(dtype: torch.dtype
         torch.set_default_dtype(default)
     assert masked.scores.dtype == torch.float32
     assert masked.scores.unique().numel() > 4000  # float16 would have 2048 values, and ties go to the top left
+
+
+# ---------------------------------------------------------------- patch_where
+
+INTEGERS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+any_dtype = pytest.mark.parametrize("dtype", [*DTYPES, *INTEGERS], ids=str)
+
+
+def make_any(shape: Shape, dtype: torch.dtype, device: str, layout: str = "contiguous") -> Tensor:
+    """Of any dtype; floating ones with NaN, infinities and a negative zero."""
+    if dtype.is_floating_point:
+        x = make_image(shape, torch.float32)
+        x.view(-1)[::5] = torch.tensor([math.nan, math.inf, -math.inf, -0.0])[torch.randint(4, x.view(-1)[::5].shape)]
+    else:
+        x = torch.randint(-(2**31), 2**31, (shape.images, shape.channels, *shape.sizes)) * 3
+        if dtype == torch.bool:
+            x = x % 2
+    return LAYOUTS[layout](x.to(device, dtype))
+
+
+def of_pixels(patches: Tensor, shape: Shape) -> Tensor:
+    """(N, *G) -> (N, *S), by looking each pixel's patch up."""
+    index = [torch.arange(n) // width for n, width in zip(shape.sizes, shape.patch, strict=True)]
+    return patches[(slice(None), *torch.meshgrid(*index, indexing="ij"))]
+
+
+@devices
+@any_dtype
+@pytest.mark.parametrize("shape", SHAPES[1:4] + SHAPES[6:7], ids=str)
+def test_patch_where_is_where(shape: Shape, dtype: torch.dtype, device: str) -> None:
+    """Two tensors, or one and a number; with channels and without; a mask per image, or one for all."""
+    names = list(LAYOUTS)
+    for patches, (i, layout) in itertools.product((make_patches(shape, device), make_patches(shape, device)[:1]),
+                                                  enumerate(names)):  # fmt: skip
+        inside = make_any(shape, dtype, device, layout)
+        outside = make_any(shape, dtype, device, names[i - 3])
+        number = torch.tensor(1, dtype=dtype, device=device)
+        mask = of_pixels(patches, shape).expand(shape.images, *shape.sizes)
+        for one, other in ((inside, outside), (number, outside), (inside, number)):
+            for channels in (True, False):
+                a, b = (x if x.dim() == 0 or channels else x[:, 0] for x in (one, other))
+                want = torch.where(mask[:, None] if channels else mask, a, b)
+                a, b = (x.item() if x.dim() == 0 else x for x in (a, b))
+                assert_same_bits(entmask_ext.patch_where(patches, a, b, shape.patch), want)
+
+
+@devices
+@pytest.mark.parametrize("shape", [ODD, VOLUME], ids=str)
+def test_memory_format_of_patch_where(shape: Shape, device: str) -> None:
+    """The outside's; the inside's where the outside is a number."""
+    plain, last = (make_image(shape, device=device, layout=layout) for layout in ("contiguous", "channels_last"))
+    patches = make_patches(shape, device)
+    assert plain.stride() != last.stride()
+    for inside, outside, like in ((plain, last, last), (last, plain, plain), (last, 0, last), (0, last, last)):
+        assert entmask_ext.patch_where(patches, inside, outside, shape.patch).stride() == like.stride()
+
+
+@devices
+def test_numbers_that_a_dtype_represents(device: str) -> None:
+    patches = torch.tensor([[[True, False]]], device=device)
+    for dtype, numbers in (
+        (torch.bool, (True, False, 0, 1, 1.0)),
+        (torch.uint8, (0, 255, 255.0, True)),
+        (torch.int8, (-128, 127)),
+        (torch.int16, (-(2**15), 2**15 - 1)),
+        (torch.int32, (-(2**31), 2**31 - 1)),
+        (torch.int64, (-(2**63), 2**63 - 1, 2**53 + 1, -3.0)),
+        (torch.float16, (65504, -65504.0, 0.1, math.inf, math.nan, 2**-24)),
+        (torch.float32, (2**24 + 1, 0.1, -math.inf, 1e-45)),
+        (torch.float64, (0.1, 2**63 - 1, 5e-324, 1e308)),
+    ):
+        x = torch.zeros(1, 1, 2, dtype=dtype, device=device)
+        for number in numbers:
+            want = torch.full((1,), number, dtype=dtype, device=device)
+            assert_same_bits(entmask_ext.patch_where(patches, number, x, 1)[0, 0, :1], want)
+            assert_same_bits(entmask_ext.patch_where(patches, x, number, 1)[0, 0, 1:], want)
+
+
+@devices
+def test_patch_where_of_nothing(device: str) -> None:
+    for shape, grid in (
+        ((0, 2, 4, 6), (0, 2, 3)),
+        ((0, 2, 4, 6), (1, 2, 3)),
+        ((2, 0, 4, 6), (2, 2, 3)),
+        ((0, 4, 6), (1, 2, 3)),
+    ):
+        patches = torch.zeros(grid, dtype=torch.bool, device=device)
+        x = torch.zeros(shape, device=device)
+        assert entmask_ext.patch_where(patches, x, x, 2).shape == shape
+        assert entmask_ext.patch_where(patches, 1.0, x, 2).shape == shape
+
+
+@devices
+def test_images_and_labels_mix_by_one_rule(device: str) -> None:
+    """Patches of the next image, image and labels alike; a volume's and a pixel's as well."""
+    for shape in (ODD, VOLUME, Shape(2, 1, 3, (4, 5), (1, 1))):
+        image = make_image(shape, device=device)
+        labels = image[:, 0].mul(100).to(torch.uint8)
+        patches = make_patches(shape, device)
+        mixed = entmask_ext.patch_where(patches, image.roll(1, 0), image, shape.patch)
+        mixed_labels = entmask_ext.patch_where(patches, labels.roll(1, 0), labels, shape.patch)
+        assert torch.equal(mixed[:, 0].mul(100).to(torch.uint8), mixed_labels)

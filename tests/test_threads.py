@@ -61,7 +61,8 @@ else:
 
 @pytest.mark.parametrize("who", ["thread", "workers"])
 def test_a_stack_of_256_kibibytes(who: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     if who == "workers":
         environment["OMP_STACKSIZE"] = "256k"
     command = [sys.executable, "-c", CALLS, who]
