@@ -27,7 +27,7 @@ def entropy_entr(logits: Tensor) -> Tensor:
 
 
 def entropy_logsumexp(logits: Tensor) -> Tensor:
-    """ln z - sum p x: one logarithm a pixel instead of K."""
+    """ln z - sum p x: one logarithm per pixel instead of K."""
     shifted = logits - logits.amax(1, keepdim=True)
     e = shifted.exp()
     z = e.sum(1)
@@ -58,6 +58,10 @@ def spread(patches: Tensor, patch: int) -> Tensor:
     wide = [part for n in grid for part in (n, patch)]
     sizes = [n * patch for n in grid]
     return patches.view(images, 1, *shape).expand(images, 1, *wide).reshape(images, 1, *sizes)
+
+
+def patch_where(patches: Tensor, inside: Tensor, outside: Tensor, patch: int) -> Tensor:
+    return torch.where(spread(patches, patch), inside, outside)
 
 
 def select(scores: Tensor, ratio: float) -> Tensor:

@@ -123,7 +123,7 @@ def compare(op: Op, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> dict[st
 
 
 def _pixels(w: Workload) -> int:
-    """Bytes of one value a pixel."""
+    """Bytes of one value per pixel."""
     return w.size.pixels * w.itemsize
 
 
@@ -309,6 +309,26 @@ OPS = {
             compiled=partial(eager.random_patch_mask, **_masked),
             loop=partial(loop.random_patch_mask, **_masked),
             random=True,
+        ),
+        Op(
+            "select_patches",
+            inputs=lambda w: (w.scores,),
+            results=("patches",),
+            decided=("patches",),
+            traffic=lambda w: ((w.scores.itemsize + 1) * w.scores.numel(), 0),
+            ours=lambda scores: (entmask_ext.select_patches(scores, RATIO),),
+            eager={"topk": lambda scores: (eager.select(scores, RATIO),)},
+            compiled=lambda scores: (eager.select(scores, RATIO),),
+        ),
+        Op(
+            "patch_where",
+            inputs=lambda w: (w.image.flip(0), w.image, w.patches),
+            results=("out",),
+            traffic=lambda w: (2 * _pixels(w), 3 * _pixels(w)),
+            ours=lambda inside, outside, patches: (entmask_ext.patch_where(patches, inside, outside, PATCH),),
+            eager={"where": lambda inside, outside, patches: (eager.patch_where(patches, inside, outside, PATCH),)},
+            compiled=lambda inside, outside, patches: (eager.patch_where(patches, inside, outside, PATCH),),
+            leaves=(0, 1),
         ),
         Op(
             "shuffle_patches",

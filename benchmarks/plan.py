@@ -20,6 +20,8 @@ PASSES = (
     ("entropy_map", False),
     ("patch_mask_from_scores", False),
     ("random_patch_mask", False),
+    ("select_patches", False),
+    ("patch_where", False),
     ("shuffle_patches", False),
     ("consistency_loss", False),
     ("entropy_map", True),
@@ -27,6 +29,7 @@ PASSES = (
     ("patch_mask", True),
     ("cross_entropy", True),
     ("dice_cross_entropy", True),
+    ("patch_where", True),
     ("shuffle_patches", True),
 )
 _MAIN = PASSES[:3]

@@ -4,7 +4,7 @@
 // never allocates, never throws and never knows a tensor; csrc/ops has checked every shape and dtype before it runs.
 //
 // Shapes are written with N images, K classes, C channels, S = D x H x W pixels (2-D: D = 1), a grid of
-// G = Gd x Gh x Gw patches and P = Gd * Gh * Gw patches an image.
+// G = Gd x Gh x Gw patches and P = Gd * Gh * Gw patches per image.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ constexpr int64_t kMaxClasses = 2048;
 enum class Dtype : int32_t { float32, float64, float16, bfloat16, int64 };  // int64: of a Number only
 enum class LabelDtype : int32_t { none, uint8, int64 };
 
-// Sizes in pixels, patch sizes in pixels, patches an axis: [depth, height, width], count = ceil(size / patch).
+// Sizes in pixels, patch sizes in pixels, patches per axis: [depth, height, width], count = ceil(size / patch).
 // A patch cut by the image's edge has fewer pixels. 2-D: size[0] = patch[0] = count[0] = 1.
 struct Grid {
   int64_t size[3];
@@ -112,13 +112,13 @@ struct WhereParams {
   const void* inside;   // [N, C, D, H, W], strides below; nullptr: number
   const void* outside;  // the same; nullptr: number
   void* out;            // [N, C, D, H, W], dense, strides below
-  void* mask;           // [N, D, H, W] contiguous, mask_bytes an element; nullptr: not asked for
+  void* mask;           // [N, D, H, W] contiguous, mask_bytes per element; nullptr: not asked for
   const bool* patches;  // [N, Gd, Gh, Gw] contiguous, or with patches_stride 0 [1, Gd, Gh, Gw]
   Strides inside_stride;
   Strides outside_stride;
   Strides out_stride;
   int64_t patches_stride;  // from an image's patches to the next's: P, or 0: the same for all images
-  int64_t bytes;           // an element of inside, outside and out: 1, 2, 4 or 8
+  int64_t bytes;           // per element of inside, outside and out: 1, 2, 4 or 8
   int64_t mask_bytes;      // bytes, or 1
   uint64_t number;         // the bits of the number, lowest bytes first
   uint64_t one;            // the bits of a 1 of the mask

@@ -4,7 +4,7 @@
 //   H = ln(1 + z) - s / (1 + z)
 //
 // Both terms are >= 0 and z holds no 1 from the maximum itself, so nothing cancels: an entropy of 1e-30 keeps its
-// relative accuracy. One log a pixel, and one exp less than there are classes.
+// relative accuracy. One log per pixel, and one exp less than there are classes.
 #pragma once
 
 #include "exp_log.h"
