@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._prims_common import suggest_memory_format
-from torch.overrides import has_torch_function_variadic
 
 from entmask_ext import _C  # noqa: F401 (defines the ops)
 
@@ -71,6 +70,8 @@ def traced(name: str) -> Callable[..., Any]:
 
 def _read(argument: _Argument, value: Any) -> tuple[Any, ...]:
     """What the op takes for one argument: a value, or of a pair the number and the tensor, of which one is None."""
+    if argument.pair and argument.kind == "float" and isinstance(value, _ARRAYS) and value.ndim == 0:
+        value = torch.as_tensor(value, dtype=torch.float64)  # whose value torch.compile may not know
     if argument.pair and _is_tensor(value):
         return None if argument.optional else 0.0, value
     plain = None if argument.optional and value is None else _READERS[argument.kind](argument, value)
@@ -78,7 +79,11 @@ def _read(argument: _Argument, value: Any) -> tuple[Any, ...]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or has_torch_function_variadic(value)
+    """Or stands for one, as a proxy of torch.fx does."""
+    if isinstance(value, Tensor):
+        return True
+    # torch.compile makes tensors of arrays, and cannot tell the attributes of a symbol.
+    return not isinstance(value, _NUMBERS) and not isinstance(value, _ARRAYS) and hasattr(value, "__torch_function__")
 
 
 def _wrong_type(argument: _Argument, value: Any) -> TypeError:
