@@ -28,6 +28,10 @@ def some(ordinary: Iterable[tuple[Any, ...]], long: Iterable[tuple[Any, ...]]) -
     return [*ordinary, *(pytest.param(*case, marks=LONG) for case in long)]
 
 
+def name(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else getattr(value, "__name__", str(value))
+
+
 def around(length: int) -> tuple[int, int, int]:
     return length - 1, length, length + 1
 
@@ -82,7 +86,7 @@ LONG_SPLITS = [
 ]
 
 
-@pytest.mark.parametrize(("patches", "patch"), some(SPLITS, LONG_SPLITS))
+@pytest.mark.parametrize(("patches", "patch"), some(SPLITS, LONG_SPLITS), ids=name)
 def test_split_patches(patches: int, patch: tuple[int, int]) -> None:
     rows, width = patch
     check_pool((patches, 2, rows, width), patch)
@@ -201,7 +205,7 @@ LONG_TILED = [
 ]
 
 
-@pytest.mark.parametrize(("length", "dtype"), some(TILED, LONG_TILED))
+@pytest.mark.parametrize(("length", "dtype"), some(TILED, LONG_TILED), ids=name)
 def test_patches_of_a_long_row(length: int, dtype: type) -> None:
     check_select(1, length, dtype, **ONCE)
 

@@ -28,7 +28,6 @@ struct PoolSplit {
     if (patches > 0 && patches < few) {
       parts = ceil_div(patch_rows * whole(2), part_pixels);
       if (parts > total_parts / patches) parts = total_parts / patches;
-      if (parts > patch_rows) parts = patch_rows;
     }
     rows = ceil_div(patch_rows, parts);
     parts = ceil_div(patch_rows, rows);

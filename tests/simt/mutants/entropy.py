@@ -1,6 +1,6 @@
 """Mutants of math.cuh, entropy_pool.cuh, entropy_map.cuh."""
 
-from .mutant import ENTROPY, LOSS, RACES, SELECT, Mutant
+from .mutant import BOUNDARIES, ENTROPY, LOSS, RACES, Mutant
 
 MUTANTS = [
     Mutant(
@@ -36,6 +36,27 @@ MUTANTS = [
         "math.cuh",
         "if (max > reference + slack) move(max);",
         "",
+        ENTROPY,
+    ),
+    Mutant(
+        "entropy: what is lost of many classes' sums stays lost",
+        "math.cuh",
+        "const F kept = v - lost, total = sum + kept;",
+        "const F kept = v, total = sum + kept;",
+        ENTROPY,
+    ),
+    Mutant(
+        "entropy: what was lost is added after the sums have moved",
+        "math.cuh",
+        "    others_lost = dot_lost = 0;\n",
+        "",
+        ENTROPY,
+    ),
+    Mutant(
+        "labels: classes of a chunk are numbered from 0",
+        "math.cuh",
+        "label = lead ? first + k : label;",
+        "label = lead ? k : label;",
         ENTROPY,
     ),
     Mutant(
@@ -103,6 +124,27 @@ MUTANTS = [
         ENTROPY,
     ),
     Mutant(
+        "pool: a threshold of NaN counts every pixel",
+        "entropy_pool.cuh",
+        "    if (threshold != threshold) threshold = INFINITY;",
+        "",
+        ENTROPY,
+    ),
+    Mutant(
+        "pool: the threshold of the first image",
+        "entropy_pool.cuh",
+        "read_number(a.threshold, box.n)",
+        "read_number(a.threshold, 0)",
+        ENTROPY,
+    ),
+    Mutant(
+        "pool: the last of four patches that a block adds up",
+        "entropy_pool.cuh",
+        "(pool_threads / 32) + threadIdx.x / 32;",
+        "(pool_threads / 32) + threadIdx.x / 32 % 3;",
+        f"{BOUNDARIES}::test_split_patches[4-2x1026]",
+    ),
+    Mutant(
         "pool: a value on the threshold does not count",
         "entropy_pool.cuh",
         "static_cast<F>(!(entropy < threshold))",
@@ -114,7 +156,7 @@ MUTANTS = [
         "entropy_pool.cuh",
         "part < f.parts; part += 32) sum",
         "part < f.parts && part < 32; part += 32) sum",
-        f"{ENTROPY} {SELECT}",
+        f"{ENTROPY} {BOUNDARIES}::test_split_patches[1-33x2048]",
     ),
     Mutant(
         "pool: every lane writes the score",
@@ -142,7 +184,7 @@ MUTANTS = [
         "entropy_pool.cuh",
         "a.columns[0].divisor % 2 == 0 &&\n                    a.columns[1].divisor % 2 == 0;",
         "a.columns[0].divisor % 2 == 0;",
-        f"{ENTROPY} {SELECT}",
+        f"{ENTROPY} {BOUNDARIES}::test_vectors_of_a_patch_row",
     ),
     Mutant(
         "pool: the labels' address is not looked at",

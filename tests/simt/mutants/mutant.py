@@ -20,7 +20,9 @@ class Mutant:
 
 ENTROPY = "test_entropy.py"
 SELECT = "test_select.py"
-MOVES = "test_apply.py"
+WHERE = "test_where.py"
+SHUFFLE = "test_shuffle.py"
+BOUNDARIES = "test_boundaries.py"
 LOSS = "test_loss.py"
 RACES = "test_races.py"
 INDEX = "test_index.py"

@@ -1,6 +1,6 @@
 """Mutants of select.cuh, select_row.cuh, select_tiles.cuh."""
 
-from .mutant import RACES, SELECT, Mutant
+from .mutant import BOUNDARIES, RACES, SELECT, Mutant
 
 MUTANTS = [
     Mutant(
@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         "rule: the last selected patch may be hinted away",
         "select.cuh",
-        "if (c.hinted > c.k - 1) c.hinted = c.k - 1;",
-        "if (c.hinted > c.k) c.hinted = c.k;",
+        "c.hinted = rule.hinted < c.k - 1 ? rule.hinted : c.k - 1;",
+        "c.hinted = rule.hinted < c.k ? rule.hinted : c.k;",
         SELECT,
     ),
     Mutant(
@@ -98,22 +98,101 @@ MUTANTS = [
     Mutant(
         "rule: a ratio that falls just short of a whole number",
         "select.cuh",
-        "c.k = static_cast<int64_t>((ratio < 1 ? ratio : 1) * length + tolerance);",
-        "c.k = static_cast<int64_t>((ratio < 1 ? ratio : 1) * length);",
+        "rounded_product(ratio < 1 ? ratio : 1, length) + tolerance);",
+        "rounded_product(ratio < 1 ? ratio : 1, length));",
         SELECT,
     ),
     Mutant(
-        "rule: a hint that falls just short of a whole number",
+        "rule: product and tolerance are added in one rounding",
         "select.cuh",
-        "c.hinted = static_cast<int64_t>(rule.hint * length + tolerance);",
-        "c.hinted = static_cast<int64_t>(rule.hint * length);",
+        "rounded_product(ratio < 1 ? ratio : 1, length) + tolerance);",
+        "fma(ratio < 1 ? ratio : 1, length, tolerance));",
         SELECT,
     ),
     Mutant(
         "rule: a small ratio selects nothing",
         "select.cuh",
-        "      if (c.k < 1) c.k = 1;\n",
+        "  return k > 1 ? k : 1;",
+        "  return k;",
+        SELECT,
+    ),
+    Mutant(
+        "rule: a ratio above 1 is not clamped",
+        "select.cuh",
+        "rounded_product(ratio < 1 ? ratio : 1, length)",
+        "rounded_product(ratio, length)",
+        SELECT,
+        equivalent="k is at most the row's length in any case; the clamp keeps the product within an int64",
+    ),
+    Mutant(
+        "rule: a whole number of patches is taken for a ratio",
+        "select.cuh",
+        "  if (rule.ratio.dtype == Dtype::int64) return static_cast<int64_t>(ratio < length ? ratio : length);\n",
         "",
+        SELECT,
+    ),
+    Mutant(
+        "rule: fewer than no patches",
+        "select.cuh",
+        "  if (!(ratio > 0)) return 0;\n",
+        "",
+        SELECT,
+    ),
+    Mutant(
+        "rule: the device's ratio is not looked at",
+        "select.cuh",
+        "rule.ratio.data == nullptr ? rule.k : count_of_ratio(rule, row);",
+        "rule.k;",
+        SELECT,
+    ),
+    Mutant(
+        "rule: the number of patches of the first row's ratio",
+        "select.cuh",
+        "rule.k : count_of_ratio(rule, row);",
+        "rule.k : count_of_ratio(rule, 0);",
+        SELECT,
+    ),
+    Mutant(
+        "rule: min_patches although min_score is NaN",
+        "select.cuh",
+        "  } else if (limit != nan) {",
+        "  } else {",
+        SELECT,
+    ),
+    Mutant(
+        "rank: the first row's min_score",
+        "select_row.cuh",
+        "limit = rule.limit<F>(first_row + row);",
+        "limit = rule.limit<F>(first_row);",
+        SELECT,
+    ),
+    Mutant(
+        "block: the first row's min_score",
+        "select_row.cuh",
+        "rule.limit<F>(blockIdx.x);",
+        "rule.limit<F>(0);",
+        SELECT,
+    ),
+    Mutant(
+        "tiles: the first row's min_score",
+        "select_tiles.cuh",
+        "  const K limit = a.rule.template limit<F>(t.row);",
+        "  const K limit = a.rule.template limit<F>(0);",
+        SELECT,
+    ),
+    Mutant(
+        "rank: a row of one patch more than fits",
+        "select.cu",
+        "if (p.length <= rank_limit)",
+        "if (p.length <= rank_limit + 1)",
+        SELECT,
+        build="asan",
+    ),
+    Mutant(
+        "block: a row of one patch more than fits",
+        "select.cu",
+        "static_cast<size_t>(p.length) * sizeof(Key<F>), stream",
+        "static_cast<size_t>(p.length - 1) * sizeof(Key<F>), stream",
         SELECT,
     ),
     Mutant(
@@ -133,15 +212,15 @@ MUTANTS = [
     Mutant(
         "rank: no barrier after the keys are staged",
         "select_row.cuh",
-        "  }\n  __syncthreads();\n  const K limit = rule.limit<F>();\n  const int32_t lane",
-        "  }\n  const K limit = rule.limit<F>();\n  const int32_t lane",
+        "keys[i] = key_of(scores[first + i]);\n  __syncthreads();\n",
+        "keys[i] = key_of(scores[first + i]);\n",
         SELECT,
     ),
     Mutant(
         "block: the count is read before all have added to it",
         "select_row.cuh",
-        "  __syncthreads();\n  const Chosen c = chosen(rule, passing);",
-        "  const Chosen c = chosen(rule, passing);",
+        "  __syncthreads();\n  const Chosen c = chosen(rule, blockIdx.x, limit, passing);",
+        "  const Chosen c = chosen(rule, blockIdx.x, limit, passing);",
         SELECT,
     ),
     Mutant(
@@ -161,14 +240,14 @@ MUTANTS = [
     Mutant(
         "rank: two blocks take the same elements",
         "select_row.cuh",
-        "int32_t base = slice * rank_elements;",
-        "int32_t base = slice / 2 * rank_elements;",
+        "int32_t i = slice * rank_elements +",
+        "int32_t i = slice / 2 * rank_elements +",
         SELECT,
     ),
     Mutant(
         "rank: the equals that one lane of an element saw",
         "select_row.cuh",
-        "    equal = sum_lanes(equal, rank_lanes);\n",
+        "  equal = sum_lanes(equal, rank_lanes);\n",
         "",
         SELECT,
     ),
@@ -180,11 +259,11 @@ MUTANTS = [
         SELECT,
     ),
     Mutant(
-        "rank: the scores of split patches are not written",
-        "select_row.cuh",
-        "static_cast<F*>(finish.scores)[first + i] = score;\n",
+        "tiles: ties ahead beyond 32 tiles are lost",
+        "select_tiles.cuh",
+        "    before += __shfl_sync(full_warp, upto, 31);\n",
         "",
-        SELECT,
+        f"{BOUNDARIES}::test_patches_of_a_long_row[262145-float32]",
     ),
     Mutant(
         "tiles: no fence before a block is counted in",
