@@ -70,6 +70,10 @@ def test_gradcheck_of_masking(layout: str, shape: Shape, device: str) -> None:
     scores = torch.rand(shape.images, *shape.grid, device=device)
     check(lambda x: entmask_ext.patch_mask(x, logits, shape.patch, 0.5, fill=3).image, image)
     check(lambda x: entmask_ext.patch_mask_from_scores(x, scores, shape.patch, 0.5).image, image)
+    other, patches = make_image(shape, torch.float64, device), make_patches(shape, device)
+    for one in (other, 1.5):
+        check(lambda x, one=one: entmask_ext.patch_where(patches, x, one, shape.patch), image)
+        check(lambda x, one=one: entmask_ext.patch_where(patches[:1], one, x, shape.patch), image)
     check(lambda x: entmask_ext.patch_mask(image, x, shape.patch, 0.5).scores, logits)
     check(lambda x: entmask_ext.patch_mask(image, with_absent_classes(x, present), shape.patch, 0.5).scores, logits)
 
@@ -169,13 +173,15 @@ def permuted(like: Tensor) -> Tensor:
 def test_incoming_gradients_of_any_strides(shape: Shape, incoming: Callable[[Tensor], Tensor], device: str) -> None:
     image, logits = make_image(shape, device=device), make_logits(shape, device=device)
     whole = make_image(Shape(4, 2, 2, shape.patch, shape.patch), device=device)
-    order = torch.randperm(2, device=device)
+    order, patches = torch.randperm(2, device=device), make_patches(shape, device)
     for function, x in (
         (lambda x: entmask_ext.entropy_map(x), logits),
         (lambda x: entmask_ext.patch_scores(x, shape.patch), logits),
         (lambda x: entmask_ext.patch_mask(image, x, shape.patch, 0.5).scores, logits),
         (lambda x: entmask_ext.patch_mask(x, logits, shape.patch, 0.5).image, image),
         (lambda x: entmask_ext.shuffle_patches(x, shape.patch, order), whole),
+        (lambda x: entmask_ext.patch_where(patches, x, 0, shape.patch), image),
+        (lambda x: entmask_ext.patch_where(patches, image, x, shape.patch), image * 2),
     ):
         x = x.detach().requires_grad_()
         out = function(x)
@@ -222,10 +228,184 @@ def test_masked_pixels_get_no_gradient_whatever_comes(device: str) -> None:
 
 
 @devices
-def test_counts_have_no_gradient(device: str) -> None:
+@pytest.mark.parametrize("inside_layout", ["contiguous", "channels_last", "sliced"])
+def test_gradients_of_patch_where(inside_layout: str, device: str) -> None:
+    """Each side gets its own pixels' gradient, 0 elsewhere; NaN on the side not taken is in neither."""
+    shape = Shape(3, 2, 2, (9, 10), (4, 3))
+    patches = make_patches(shape, device)
+    mask = torch.zeros(3, 1, 9, 10, device=device)
+    mask = entmask_ext.patch_where(patches, 1, mask, shape.patch).bool().expand(3, 2, 9, 10)
+    inside = LAYOUTS[inside_layout](
+        torch.randn(3, 2, 9, 10, device=device).masked_fill(~mask, math.nan)
+    ).requires_grad_()
+    outside = torch.randn(3, 2, 9, 10, device=device).masked_fill(mask, math.nan).requires_grad_()
+    out = entmask_ext.patch_where(patches, inside, outside, shape.patch)
+    assert_same_bits(out.detach(), torch.where(mask, inside, outside).detach())
+    assert out.isfinite().all()
+    incoming = torch.randn_like(out)
+    to_inside, to_outside = torch.autograd.grad(out, (inside, outside), incoming, retain_graph=True)
+    assert_same_bits(to_inside, incoming.masked_fill(~mask, 0))
+    assert_same_bits(to_outside, incoming.masked_fill(mask, 0))
+    # What comes for the other side's pixels, NaN too, is not multiplied by 0.
+    (to_inside,) = torch.autograd.grad(out, inside, incoming.masked_fill(~mask, math.nan), retain_graph=True)
+    assert_same_bits(to_inside, incoming.masked_fill(~mask, 0))
+    (to_outside,) = torch.autograd.grad(out, outside, incoming.masked_fill(mask, math.inf))
+    assert_same_bits(to_outside, incoming.masked_fill(mask, 0))
+
+
+def required(*outputs: Tensor | None) -> list[bool | None]:
+    for x in outputs:
+        assert x is None or x.requires_grad == (x.grad_fn is not None)
+    return [None if x is None else x.requires_grad for x in outputs]
+
+
+@devices
+@pytest.mark.parametrize("score", ["mean", "count"])
+@pytest.mark.parametrize("wanted", ["", "image", "logits", "image logits"])
+def test_who_requires_a_gradient(wanted: str, score: str, device: str) -> None:
+    """An output does where it has one to an input that does; masks, patches, labels and counts never."""
+    image = torch.randn(2, 1, 8, 8, device=device, requires_grad="image" in wanted)
+    logits = torch.randn(2, 3, 8, 8, device=device, requires_grad="logits" in wanted)
+    of_image, of_logits = image.requires_grad, logits.requires_grad
+    of_scores = of_logits and score == "mean"
+    ratio = torch.tensor(0.5, device=device, requires_grad=True)
+
+    masked = entmask_ext.patch_mask(image, logits, 4, ratio, score=score, label_dtype=torch.uint8)
+    assert required(*masked) == [of_image, False, False, of_scores, False]
+    scores = entmask_ext.patch_scores(logits, 4, score=score)
+    assert required(scores) == [of_scores]
+    assert required(*entmask_ext.patch_mask_from_scores(image, scores, 4)) == [of_image, False, False, of_scores, None]
+    assert required(*entmask_ext.random_patch_mask(image, 4)) == [of_image, False, False, False, None]
+    patches = entmask_ext.select_patches(scores, min_score=ratio)
+    assert required(patches) == [False]
+    for other in (0.0, image.detach()):
+        assert required(entmask_ext.patch_where(patches, image, other, 4)) == [of_image]
+        assert required(entmask_ext.patch_where(patches, other, image, 4)) == [of_image]
+
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8, device=device)
+    ops = torch.ops.entmask  # these have outputs that the public functions keep
+    assert required(*ops.score_patches(logits, [4], score, 0.5, None, torch.int64)) == [of_scores, False]
+    assert required(*ops.patch_where(patches, None, image, 0.0, None, [4], torch.float32)) == [of_image, False]
+    losses = ops.consistency_loss(logits, labels, None, None, 1, None, 1, 1, 1e-5, 0)
+    assert required(*losses) == [of_logits] * 4 + [False]
+    with torch.no_grad():
+        assert required(*entmask_ext.patch_mask(image, logits, 4)) == [False] * 4 + [None]
+
+
+# ---------------------------------------------------------------- what no formula serves
+
+
+def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Callable[..., object]]]:
+    """Per op, backward ones too: its floating tensors, and the call with some of them replaced."""
+    shape = Shape(2, 2, 3, (8, 8), (4, 4))
+    image, logits = make_image(shape, device=device), make_logits(shape, device=device, absent=-30)
+    labels, patches, order = (
+        make_labels(shape, device=device),
+        make_patches(shape, device),
+        torch.arange(4, device=device),
+    )
+    weight, one = torch.rand(3, device=device), torch.ones((), device=device)
+    ops = torch.ops.entmask
+    sums = ops.consistency_loss(logits, labels, patches, [4], 1.5, weight, 0.5, 0.5, 1e-5, 0)[4]
+    pixels, scores = torch.randn(2, 8, 8, device=device), torch.randn(2, 2, 2, device=device)
+    return {
+        "entropy_map": ({"logits": logits}, lambda logits: entmask_ext.entropy_map(logits)),
+        "patch_scores": ({"logits": logits}, lambda logits: entmask_ext.patch_scores(logits, 4)),
+        "patch_mask": (
+            {"image": image, "logits": logits},
+            lambda image, logits: entmask_ext.patch_mask(image, logits, 4, 0.5)[::3],
+        ),
+        "patch_mask_from_scores": (
+            {"image": image}, lambda image: entmask_ext.patch_mask_from_scores(image, scores, 4, 0.5).image,
+        ),
+        "random_patch_mask": ({"image": image}, lambda image: entmask_ext.random_patch_mask(image, 4).image),
+        "patch_where": (
+            {"inside": image, "outside": image * 2},
+            lambda inside, outside: entmask_ext.patch_where(patches, inside, outside, 4),
+        ),
+        "shuffle_patches": ({"x": image}, lambda x: entmask_ext.shuffle_patches(x, 4, order)),
+        "consistency_loss": (
+            {"logits": logits, "class_weight": weight},
+            lambda logits, class_weight: entmask_ext.consistency_loss(
+                logits, labels, patches, 4, class_weight=class_weight
+            ),
+        ),
+        "entropy_map_backward": (
+            {"grad": pixels, "logits": logits}, lambda grad, logits: ops.entropy_map_backward(grad, logits, True),
+        ),
+        "score_patches_backward": (
+            {"grad": scores, "logits": logits}, lambda grad, logits: ops.score_patches_backward(grad, logits, [4]),
+        ),
+        "consistency_loss_backward": (
+            {"total": one, "masked": one * 2, "visible": one * 3, "dice": one * 4, "logits": logits, "weight": weight,
+             "sums": sums},
+            lambda total, masked, visible, dice, logits, weight, sums: ops.consistency_loss_backward(
+                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 0.5, 0.5, 1e-5, 0
+            ),
+        ),
+    }  # fmt: skip
+
+
+OPS = [
+    "entropy_map", "patch_scores", "patch_mask", "patch_mask_from_scores", "random_patch_mask", "patch_where",
+    "shuffle_patches", "consistency_loss", "entropy_map_backward", "score_patches_backward",
+    "consistency_loss_backward",
+]  # fmt: skip
+
+
+@devices
+@pytest.mark.parametrize("name", OPS)
+def test_a_tangent_is_refused(name: str, device: str) -> None:
+    """Forward mode has no formula here: each op says so, for each of its arguments."""
+    tensors, call = differentiable_calls(device)[name]
+    for argument, x in tensors.items():
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            with pytest.raises(NotImplementedError, match=r"entmask::\w+ has no (forward-mode derivative|derivative)"):
+                call(**tensors | {argument: dual})
+
+
+@devices
+@pytest.mark.parametrize("name", [name for name in OPS if name.endswith("backward")])
+def test_a_gradient_op_is_differentiated_no_further(name: str, device: str) -> None:
+    tensors, call = differentiable_calls(device)[name]
+    for argument, x in tensors.items():
+        wanting = x.detach().clone().requires_grad_()
+        out = call(**tensors | {argument: wanting})
+        assert isinstance(out, Tensor)
+        with pytest.raises(NotImplementedError, match=f"{name} is differentiable once"):
+            torch.autograd.grad(out.sum(), wanting)
+
+
+@devices
+def test_a_tangent_of_the_incoming_gradient_is_refused(device: str) -> None:
+    """Forward over reverse: the outer derivative would need the backward's own."""
     logits = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
-    assert not entmask_ext.patch_scores(logits, 4, score="count").requires_grad
-    assert not entmask_ext.patch_mask(logits.detach(), logits, 4, score="count").scores.requires_grad
+    labels = torch.randint(3, (1, 8, 8), device=device)
+    for out in (
+        entmask_ext.entropy_map(logits),
+        entmask_ext.patch_scores(logits, 4),
+        entmask_ext.consistency_loss(logits, labels).total,
+    ):
+        with torch.autograd.forward_ad.dual_level():
+            incoming = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+            with pytest.raises(NotImplementedError, match=r"entmask::\w+_backward has no forward-mode derivative"):
+                torch.autograd.grad(out, logits, incoming)
+
+
+@devices
+@pytest.mark.parametrize("logits_want", [False, True])
+def test_class_weights_get_no_gradient_and_say_so(logits_want: bool, device: str) -> None:
+    logits = torch.randn(1, 3, 4, 4, device=device, requires_grad=logits_want)
+    labels = torch.randint(3, (1, 4, 4), device=device)
+    weight = torch.rand(3, device=device, requires_grad=True)
+    with pytest.raises((NotImplementedError, ValueError), match=r"class_weight.*detach\(\)"):
+        entmask_ext.consistency_loss(logits, labels, class_weight=weight)
+    with pytest.raises((NotImplementedError, ValueError), match=r"class_weight.*detach\(\)"):
+        entmask_ext.consistency_loss(logits, labels, class_weight=weight.double() * 2)
+    want = entmask_ext.consistency_loss(logits, labels, class_weight=weight.detach()).total
+    with torch.no_grad():
+        assert_same_bits(entmask_ext.consistency_loss(logits, labels, class_weight=weight).total, want.detach())
 
 
 def saved_bytes(function: Callable[[], object], *known: Tensor) -> int:
@@ -261,6 +441,7 @@ def test_what_is_saved(device: str) -> None:
         # four sums of the regions and three a class, in double
         "consistency_loss": (lambda: entmask_ext.consistency_loss(logits, labels, patches, 16), 8 * (4 + 3 * 4)),
         "shuffle_patches": (lambda: entmask_ext.shuffle_patches(image, 16, order), 0),
+        "patch_where": (lambda: entmask_ext.patch_where(patches, image, 0, 16), 0),
     }
     for name, (call, budget) in calls.items():
         assert saved_bytes(call, *known) <= budget, name
@@ -315,9 +496,10 @@ def test_second_derivatives_work_or_say_that_they_do_not(device: str) -> None:
             torch.autograd.grad(gradient.sum(), logits)
 
     image = torch.randn(1, 1, 8, 8, device=device, dtype=torch.float64, requires_grad=True)
-    order = torch.randperm(4, device=device)
+    order, patches = torch.randperm(4, device=device), torch.rand(1, 2, 2, device=device) < 0.5
     for function in (
         lambda x: entmask_ext.patch_mask(x, logits, 4, 0.5).image.square(),
         lambda x: entmask_ext.shuffle_patches(x, 4, order).square(),
+        lambda x: entmask_ext.patch_where(patches, x, x.sin() * 2, 4).square(),
     ):
         assert torch.autograd.gradgradcheck(function, image)
