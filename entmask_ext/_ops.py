@@ -24,6 +24,7 @@ from entmask_ext import _C  # noqa: F401 (defines the ops)
 _ARRAYS = (np.ndarray, np.generic)
 _NUMBERS = (int, float, SymBool, SymInt, SymFloat)
 _INTS = (int, SymInt)
+_BOOLS = (bool, SymBool)
 _TEXTS = (str, bytes, bytearray)
 
 
@@ -70,8 +71,11 @@ def traced(name: str) -> Callable[..., Any]:
 
 def _read(argument: _Argument, value: Any) -> tuple[Any, ...]:
     """What the op takes for one argument: a value, or of a pair the number and the tensor, of which one is None."""
-    if argument.pair and argument.kind == "float" and isinstance(value, _ARRAYS) and value.ndim == 0:
-        value = torch.as_tensor(value, dtype=torch.float64)  # whose value torch.compile may not know
+    if argument.pair and argument.kind == "float" and isinstance(value, _ARRAYS):
+        number = torch.as_tensor(value)  # torch.compile may not know its value
+        if number.dim() != 0 or number.dtype == torch.bool:
+            raise _wrong_type(argument, value)
+        value = number.double()
     if argument.pair and _is_tensor(value):
         return None if argument.optional else 0.0, value
     plain = None if argument.optional and value is None else _READERS[argument.kind](argument, value)
@@ -129,7 +133,7 @@ def _number(argument: _Argument, value: Any) -> bool | int | float:
 
 def _float(argument: _Argument, value: Any) -> float:
     number = _item(argument, value)
-    if not isinstance(number, _NUMBERS):
+    if not isinstance(number, _NUMBERS) or isinstance(number, _BOOLS):
         raise _wrong_type(argument, value)
     number = _known(argument, number)
     if isinstance(number, int) and abs(number) > sys.float_info.max:
@@ -139,7 +143,7 @@ def _float(argument: _Argument, value: Any) -> float:
 
 def _int(argument: _Argument, value: Any) -> int:
     number = None if isinstance(value, Tensor) else _item(argument, value)
-    if not isinstance(number, _INTS) or isinstance(number, bool):
+    if not isinstance(number, _INTS) or isinstance(number, _BOOLS):
         raise _wrong_type(argument, value)
     return _fitting(argument, _known(argument, number))
 
