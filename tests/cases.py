@@ -1,14 +1,15 @@
 """Untidy data shared by the tests of the ops: shapes, dtypes, memory layouts, devices, and how close is close."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 # What scores may differ by between implementations.
@@ -46,7 +47,6 @@ SHAPES = [
     Shape(2, 1, 3, (5, 9, 7), (2, 3, 4)),
     Shape(1, 2, 2, (8, 8, 8), (4, 4, 4)),
 ]
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 devices = pytest.mark.parametrize("device", DEVICES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -97,6 +97,19 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": _expanded,
 }
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def combined(shapes: Sequence[Shape]) -> pytest.MarkDecorator:
+    """A shape, a dtype and a layout: every two of them together; all three only in the long run."""
+    cases = []
+    for (i, shape), (j, layout), dtype in itertools.product(enumerate(shapes), enumerate(LAYOUTS), DTYPES):
+        marks = [] if dtype == DTYPES[(i + j) % len(DTYPES)] else [pytest.mark.long]
+        name = f"{shape}-{str(dtype).removeprefix('torch.')}-{layout}"
+        cases.append(pytest.param(shape, dtype, layout, marks=marks, id=name))
+    return pytest.mark.parametrize(("shape", "dtype", "layout"), cases)
+
+
+combinations = combined(SHAPES)
 
 
 def make_image(

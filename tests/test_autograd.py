@@ -10,14 +10,12 @@ from cases import (
     Shape,
     assert_gradients_close,
     assert_same_bits,
+    combinations,
     devices,
-    dtypes,
-    layouts,
     make_image,
     make_labels,
     make_logits,
     make_patches,
-    shapes,
 )
 from torch import Tensor
 
@@ -105,9 +103,7 @@ def test_gradcheck_of_shuffling(shape: Shape, inverse: bool, device: str) -> Non
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_gradients_equal_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     logits = make_logits(shape, dtype, device, layout)
 

@@ -10,11 +10,10 @@ from cases import (
     Shape,
     assert_same_bits,
     assert_scores_close,
+    combinations,
     devices,
     dtypes,
-    layouts,
     make_logits,
-    shapes,
 )
 
 import entmask_ext
@@ -24,9 +23,7 @@ inf, nan = math.inf, math.nan
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_entropy_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     logits = make_logits(shape, dtype, device, layout)
     got = entmask_ext.entropy_map(logits)
@@ -46,9 +43,7 @@ def test_entropy_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: 
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_count_is_the_fraction_of_pixels_at_or_above_the_threshold(
     shape: Shape, dtype: torch.dtype, layout: str, device: str
 ) -> None:

@@ -333,8 +333,10 @@ each_number = pytest.mark.parametrize(
 
 @each_number
 def test_what_is_no_number(function: str, name: str) -> None:
+    truths = [] if function == "patch_where" else [True, np.bool_(True), np.array(True)]  # which bool tensors hold
     for bad in (
         "half",
+        *truths,
         b"1",
         True,
         np.bool_(True),

@@ -7,13 +7,12 @@ import torch
 from cases import (
     Shape,
     assert_gradients_close,
+    combinations,
     devices,
     dtypes,
-    layouts,
     make_labels,
     make_logits,
     make_patches,
-    shapes,
 )
 from torch import Tensor
 
@@ -56,9 +55,7 @@ def finite_logits(
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_loss_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     logits = finite_logits(shape, dtype, device, layout)
     check(logits, make_labels(shape, torch.int64, device), make_patches(shape, device), shape.patch)

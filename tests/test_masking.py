@@ -12,13 +12,13 @@ from cases import (
     Shape,
     assert_same_bits,
     assert_scores_close,
+    combinations,
     devices,
     dtypes,
     layouts,
     make_image,
     make_logits,
     make_patches,
-    shapes,
 )
 from torch import Tensor
 
@@ -30,9 +30,7 @@ VOLUME = Shape(2, 2, 3, (5, 9, 7), (2, 3, 4))
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_patch_mask_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     image, logits = (make(shape, dtype, device, layout) for make in (make_image, make_logits))
     got = entmask_ext.patch_mask(image, logits, shape.patch, 0.4, hint=0.1, fill=-2, label_dtype=torch.uint8)
@@ -48,9 +46,7 @@ def test_patch_mask_equals_the_reference(shape: Shape, dtype: torch.dtype, layou
 
 
 @devices
-@layouts
-@dtypes
-@shapes
+@combinations
 def test_patch_mask_from_scores_equals_the_reference(
     shape: Shape, dtype: torch.dtype, layout: str, device: str
 ) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import Shape, assert_same_bits, devices, dtypes, layouts, make_image
+from cases import Shape, assert_same_bits, combined, devices, make_image
 
 import entmask_ext
 from entmask_ext import reference
@@ -18,9 +18,7 @@ WHOLE = [
 
 
 @devices
-@layouts
-@dtypes
-@pytest.mark.parametrize("shape", WHOLE, ids=str)
+@combined(WHOLE)
 def test_shuffle_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     x = make_image(shape, dtype, device, layout)
     for group in (1, 2, 4):
