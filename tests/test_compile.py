@@ -1,9 +1,12 @@
 """The ops inside torch: opcheck, torch.compile, torch.export, fake and meta tensors, autocast, vmap, torch.func."""
 
 import math
+import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -45,7 +48,8 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
     weight = torch.rand(shape.classes, device=device)
     whole = make(torch.randn(4, 2, *(2 * width for width in patch)).to(device, dtype))
     order = torch.randperm(2 * 2 ** len(patch), device=device)
-    number = torch.tensor(0.4, device=device)
+    number, numbers = torch.tensor(0.4, device=device), torch.rand(shape.images, device=device)
+    counts = torch.arange(shape.images, device=device)
     one = torch.ones((), dtype=result, device=device)
     *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0)
     return {
@@ -56,9 +60,12 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.patch_mask_from_scores.default: (
             image, scores, patch, None, None, None, number, 2, "lowest", 0.0, "batch", 0.0, torch.bool,
         ),
-        ops.apply_mask.default: (image, patches, patch, 0.0),
+        ops.random_patch_mask.default: (image, patch, None, counts, True, -1.0, None, None),
         ops.patch_scores.default: (logits, patch, "mean", 0.75, None),
-        ops.patch_scores_backward.default: (scores, logits.detach(), patch),
+        ops.score_patches.default: (logits, patch, "mean", 0.0, numbers, torch.int64),
+        ops.score_patches_backward.default: (scores, logits.detach(), patch),
+        ops.select_patches.default: (scores, None, numbers, None, None, 0, "highest", 0.1, "image"),
+        ops.patch_where.default: (patches, None, image, None, 2 * image, patch, torch.bool),
         ops.entropy_map.default: (logits, True),
         ops.entropy_map_backward.default: (per_pixel, logits.detach(), False),
         ops.consistency_loss.default: (logits, labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0),
@@ -79,11 +86,8 @@ def test_every_op_is_checked() -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [FLAT, VOLUME], ids=str)
 def test_opcheck(shape: Shape, layout: str, device: str) -> None:
-    differentiable = {"patch_mask", "patch_scores", "entropy_map", "consistency_loss", "apply_mask", "shuffle_patches"}
     for op, arguments in op_calls(shape, torch.float32, device, layout).items():
-        name = op.name().removeprefix("entmask::")
-        needs_grad = name in differentiable or name == "patch_mask_from_scores"
-        if needs_grad:
+        if not op.name().endswith("_backward"):
             arguments = tuple(
                 x.detach().requires_grad_() if isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() > 3 else x
                 for x in arguments
@@ -210,17 +214,22 @@ def test_all_functions_compile(device: str) -> None:
 
 
 @devices
-def test_random_masks_compile(device: str) -> None:
-    image = torch.randn(3, 1, 16, 20, device=device)
+@pytest.mark.parametrize("shared", [False, True])
+def test_random_masks_compile(shared: bool, device: str) -> None:
+    """Once for all batch sizes."""
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
-        lambda x: entmask_ext.random_patch_mask(x, 4, 0.5, shared=True), fullgraph=True, backend="aot_eager"
+        lambda x: entmask_ext.random_patch_mask(x, 4, 0.5, shared=shared), fullgraph=True, backend=counter
     )
-    masked = compiled(image)
-    assert isinstance(masked, PatchMask)
-    assert masked.patches.flatten(1).sum(1).tolist() == [10] * 3
-    assert bool((masked.patches == masked.patches[:1]).all())
-    want = entmask_ext.patch_mask_from_scores(image, masked.scores, 4, 0.5)
-    assert_same_bits(masked.image, want.image)
+    for images in (3, 2, 5, 7):
+        image = torch.randn(images, 1, 16, 20, device=device)
+        masked = compiled(image)
+        assert isinstance(masked, PatchMask)
+        assert masked.patches.flatten(1).sum(1).tolist() == [10] * images
+        assert bool((masked.patches == masked.patches[:1]).all()) == shared
+        want = entmask_ext.patch_mask_from_scores(image, masked.scores, 4, 0.5)
+        assert_same_bits(masked.image, want.image)
+    assert counter.frame_count == 2  # the sizes of the first call, then any
 
 
 @devices
@@ -245,6 +254,147 @@ def test_a_ramp_does_not_recompile(device: str) -> None:
     assert fractions[0] < fractions[-1]
 
 
+def scheduled(s: float, image: Tensor, logits: Tensor, labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
+    """Every number of the public functions, computed from one that is also used outside of them."""
+    image, logits = image * s, logits * s
+    masked = entmask_ext.patch_mask(image, logits, 4, 0.5 * s, hint=0.3 * s, fill=-3 * s)
+    counted = entmask_ext.patch_mask(image, logits, 4, score="count", threshold=0.9 * s, min_score=0.3 * s)
+    given = entmask_ext.patch_mask_from_scores(image, masked.scores, 4, 1 - s, hint=s / 4, fill=s)
+    losses = entmask_ext.consistency_loss(
+        logits, labels, patches, 4, mask_weight=2 * s, ce_weight=s + 1, dice_weight=s / 2, smooth=s * s,
+        denominator_offset=3 * s,
+    )  # fmt: skip
+    return (
+        *masked[:4],
+        *counted[:4],
+        *given[:4],
+        *losses,
+        entmask_ext.patch_scores(logits, 4, score="count", threshold=0.5 * s),
+        entmask_ext.select_patches(masked.scores, 0.7 * s, hint=0.2 * s),
+        entmask_ext.select_patches(masked.scores, min_score=s),
+        entmask_ext.patch_where(patches, 2 * s, image, 4),
+        entmask_ext.patch_where(patches, image, -s, 4),
+    )
+
+
+@devices
+def test_a_number_that_is_computed_is_never_stale(device: str) -> None:
+    """torch's own cache of compiled code takes one value of 0.5 * s for another, as long as it is a symbol."""
+    image, logits, _ = inputs(2, 16, 24, device)
+    labels, patches = torch.randint(3, (2, 16, 24), device=device), torch.rand(2, 4, 6, device=device) < 0.5
+    compiled = torch.compile(scheduled, fullgraph=True, backend="inductor")
+    for s in (0.2, 0.4, 0.6):
+        arguments = (s, image, logits, labels, patches)
+        for actual, expected in zip(compiled(*arguments), scheduled(*arguments), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_are_constants_of_the_graph() -> None:
+    """No kernel, and no input, for any of them."""
+    image, logits, _ = inputs(2, 16, 24, "cpu")
+    counter = CompileCounterWithBackend("eager")
+
+    def mask(s: float, n: int) -> tuple[Tensor, ...]:
+        return entmask_ext.patch_mask(
+            image, logits, (n, 2 * n), min_score=s, min_patches=n, hint=0.1 * s, fill=1, scope="batch"
+        )[:4]
+
+    compiled = torch.compile(mask, fullgraph=True, backend=counter)
+    for s, n in ((0.5, 2), (0.6, 3), (0.7, 4)):
+        for actual, expected in zip(compiled(s, n), mask(s, n), strict=True):
+            assert_same_bits(actual, expected)
+    calls = [node.target for graph in counter.graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert [target for target in calls if target is not operator.getitem] == [ops.patch_mask] * 3
+
+
+def test_past_the_recompile_limit_numbers_are_right_or_an_error() -> None:
+    image, logits, _ = inputs(2, 16, 24, "cpu")
+
+    def mask(s: float) -> Tensor:
+        return entmask_ext.patch_mask(image * s, logits, 4, 0.5 * s).patches
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        compiled = torch.compile(mask, backend="aot_eager")
+        for s in (0.2, 0.4, 0.6, 0.8, 1.0):
+            assert_same_bits(compiled(s), mask(s))
+        torch._dynamo.reset()
+        compiled = torch.compile(mask, fullgraph=True, backend="aot_eager")
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for s in (0.2, 0.4, 0.6, 0.8):
+                assert_same_bits(compiled(s), mask(s))
+
+
+NUMPY_NUMBERS: list[tuple[str, Callable[[Any], Any], list[Any]]] = [
+    ("ratio", lambda v: entmask_ext.select_patches(SCORES, v), [np.float64(0.3), np.float32(0.6), np.array(0.9)]),
+    ("ratio", lambda v: entmask_ext.random_patch_mask(IMAGE, 4, v).patches.sum(), [np.int64(1), np.int32(0)]),
+    ("min_score", lambda v: entmask_ext.select_patches(SCORES, min_score=v), [np.float64(0.3), np.float16(0.6)]),
+    ("threshold", lambda v: entmask_ext.patch_scores(LOGITS, 4, score="count", threshold=v), [np.float64(0.3)]),
+    ("hint", lambda v: entmask_ext.select_patches(SCORES, 0.9, hint=v), [np.float64(0.3), np.array(0.5)]),
+    ("fill", lambda v: entmask_ext.patch_mask(IMAGE, LOGITS, 4, fill=v).image, [np.float64(-3), np.int64(2)]),
+    ("smooth", lambda v: entmask_ext.consistency_loss(LOGITS, LABELS, smooth=v).total, [np.float64(1), np.array(2)]),
+    ("inside", lambda v: entmask_ext.patch_where(SCORES > 0.5, v, LABELS, 4), [np.int64(2), np.float64(1)]),
+    ("min_patches", lambda v: entmask_ext.select_patches(SCORES, min_score=2, min_patches=v), [np.int64(3)]),
+    ("patch_size", lambda v: entmask_ext.patch_scores(LOGITS, v), [np.int64(4), np.array(8), (np.int64(2), 3)]),
+]
+IMAGE, LOGITS, LABELS = torch.randn(2, 1, 16, 24), torch.randn(2, 3, 16, 24), torch.randint(3, (2, 16, 24))
+SCORES = torch.rand(2, 4, 6)
+
+
+@pytest.mark.parametrize(("name", "call", "values"), NUMPY_NUMBERS, ids=[name for name, *_ in NUMPY_NUMBERS])
+def test_numpy_numbers_are_numbers_compiled_or_not(name: str, call: Callable[[Any], Tensor], values: list[Any]) -> None:
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for value in values:
+        plain = tuple(map(int, value)) if isinstance(value, tuple) else value.item()
+        want = call(plain)
+        assert_same_bits(call(value), want)
+        assert_same_bits(compiled(value), want)
+
+
+def test_arrays_of_patch_sizes() -> None:
+    """Which torch.compile does not know: it calls them without a graph, or it says so."""
+    sizes = np.array([4, 8])
+    want = entmask_ext.patch_scores(LOGITS, (4, 8))
+    assert_same_bits(entmask_ext.patch_scores(LOGITS, sizes), want)
+    assert_same_bits(torch.compile(entmask_ext.patch_scores, backend="eager")(LOGITS, sizes), want)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"patch_size must be .* known when torch compiles"):
+        torch.compile(entmask_ext.patch_scores, fullgraph=True, backend="eager")(LOGITS, sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "values"),
+    [
+        ("patch_size", lambda v: entmask_ext.patch_scores(LOGITS, v), [
+            b"4", "4", 4.0, True, (4, True), np.float64(4), np.array([[4]]), np.array([4.0, 4]), torch.tensor(4), 2**63,
+        ]),
+        ("min_patches", lambda v: entmask_ext.select_patches(SCORES, min_score=0.5, min_patches=v), [
+            b"4", 4.0, True, np.array([4]), 10**30,
+        ]),
+        ("ratio", lambda v: entmask_ext.select_patches(SCORES, v), [
+            b"1", True, 1j, np.array([0.5, 0.5]), np.bool_(True), 10**400,
+        ]),
+        ("hint", lambda v: entmask_ext.select_patches(SCORES, 0.5, hint=v), [
+            "1", True, None, np.array([0.5]), torch.rand(1), 10**400,
+        ]),
+        ("inside", lambda v: entmask_ext.patch_where(SCORES > 0.5, v, LABELS, 4), [b"1", 1j, np.array([1]), 10**30]),
+        ("order", lambda v: entmask_ext.select_patches(SCORES, 0.5, order=v), [1, None, b"highest"]),
+        ("mask_dtype", lambda v: entmask_ext.random_patch_mask(IMAGE, 4, mask_dtype=v).mask, ["bool", np.bool_]),
+        ("normalize", lambda v: entmask_ext.entropy_map(LOGITS, normalize=v), [1, None]),
+        ("image", lambda v: entmask_ext.random_patch_mask(v, 4).mask, [IMAGE.numpy()]),
+        ("class_weight", lambda v: entmask_ext.consistency_loss(LOGITS, LABELS, class_weight=v).total, [np.ones(3)]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_wrong_types_are_told_alike_compiled_or_not(name: str, call: Callable[[Any], Any], values: list[Any]) -> None:
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    for value in values:
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be ") as eager:
+            call(value)
+        expected = str(eager.value).split(", got ")[0]
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(expected)):
+            compiled(value)
+
+
 def test_bad_arguments_are_told_when_compiled() -> None:
     compiled = torch.compile(lambda x: entmask_ext.entropy_map(x), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="logits must have at least 2 classes"):
@@ -267,6 +417,18 @@ def test_export(strict: bool) -> None:
     other = tuple(x.detach() for x in inputs(5, 37, 24, "cpu"))
     for actual, expected in zip(exported.module()(*other), step(*other, 0.5), strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_random_masks(strict: bool) -> None:
+    class Random(torch.nn.Module):
+        def forward(self, image: Tensor) -> PatchMask:
+            return entmask_ext.random_patch_mask(image, 4, 0.5)
+
+    dynamic = {"image": {0: torch.export.Dim("images", min=1, max=64)}}
+    exported = torch.export.export(Random(), (torch.rand(2, 1, 16, 20),), dynamic_shapes=dynamic, strict=strict)
+    masked = exported.module()(torch.rand(5, 1, 16, 20))
+    assert masked.patches.flatten(1).sum(1).tolist() == [10] * 5
 
 
 @devices
@@ -312,7 +474,9 @@ def test_vmap_is_one_call_an_example(device: str) -> None:
         (lambda i, x: entmask_ext.patch_mask(i, x, 4, 0.5, scope="batch", label_dtype=torch.uint8), (images, logits)),
         (lambda i, x: entmask_ext.patch_mask_from_scores(i, entmask_ext.patch_scores(x, 4), 4)[:4], (images, logits)),
         (lambda x: entmask_ext.entropy_map(x), (logits,)),
-        (lambda x: entmask_ext.patch_scores(x, (4, 3), score="count"), (logits,)),
+        (lambda x, t: entmask_ext.patch_scores(x, (4, 3), score="count", threshold=t), (logits, torch.rand(3, 2))),
+        (lambda x, r: entmask_ext.select_patches(x, r, hint=0.1), (logits[:, :, 0], torch.arange(3))),
+        (lambda p, x: entmask_ext.patch_where(p, x, -1, 4), (patches, images)),
         (lambda x, y, z: entmask_ext.consistency_loss(x, y, z, 4, class_weight=weight), (logits, labels, patches)),
         (lambda x: entmask_ext.shuffle_patches(x[..., :8, :8], 4, order), (images,)),
     ]
@@ -324,12 +488,24 @@ def test_vmap_is_one_call_an_example(device: str) -> None:
         else:
             for actual, expected in zip(got, zip(*each, strict=True), strict=True):
                 assert_same_bits(actual, torch.stack(expected))
+        none = torch.vmap(function)(*(x[:0] for x in arguments))
+        for actual, expected in zip(_tuple(none), _tuple(got), strict=True):
+            assert_same_bits(actual, expected[:0])
     # another batch dimension, and an argument that is not batched
     got = torch.vmap(lambda i, x: entmask_ext.patch_mask(i, x, 4, 0.5).image, in_dims=(None, 2))(
         images[0], logits.movedim(0, 2)
     )
     for i in range(3):
         assert_same_bits(got[i], entmask_ext.patch_mask(images[0], logits[i], 4, 0.5).image)
+    # where there are no labels, vmap wants to know it
+    unlabelled = torch.vmap(lambda i, x: entmask_ext.patch_mask(i, x, 4), out_dims=PatchMask(0, 0, 0, 0, None))
+    assert unlabelled(images, logits).labels is None
+    random = torch.vmap(lambda i: entmask_ext.random_patch_mask(i, 4, 0.5).scores, randomness="different")(images)
+    assert not torch.equal(random[0], random[1])
+
+
+def _tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
 
 
 @devices
