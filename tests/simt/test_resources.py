@@ -31,6 +31,7 @@ SHAPES = {
     "__nv_bfloat16, pixels, 8": 1,
 }
 LOADS = {f"{kernel}<{shape}>": n for kernel in READERS for shape, n in SHAPES.items()}
+LOADS |= {f"where_kernel<unsigned {kind}>": 1 for kind in ("char, 16", "short, 8", "int, 4", "long, 2")}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Mutants of index.cuh, load.cuh, rows.cuh, where.cuh, shuffle.cuh."""
 
-from .mutant import ENTROPY, INDEX, LOSS, SELECT, SHUFFLE, WHERE, Mutant
+from .mutant import BOUNDARIES, ENTROPY, INDEX, LOSS, SELECT, SHUFFLE, WHERE, Mutant
 
 MUTANTS = [
     Mutant(
@@ -171,7 +171,7 @@ MUTANTS = [
         "rows.cuh",
         "(width % step == 0 && (grid.count[2] == 1",
         "((grid.count[2] == 1",
-        f"{WHERE} {SHUFFLE}",
+        f"{WHERE} {BOUNDARIES}::test_width_of_rows_that_are_moved",
     ),
     Mutant(
         "rows: any channels_last tensor is one of interleaved rows",
