@@ -207,12 +207,12 @@ _EXPECTED = {
 #
 # Sizes may be symbols here. The kernels check the same, and what needs values.
 
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_floating(x: Tensor, name: str) -> None:
-    if x.dtype not in _FLOATING:
+    if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
 
 
@@ -255,7 +255,7 @@ def check_number(x: Tensor | None, name: str, images: int, device: torch.device,
     """A number's tensor: 0-d on the CPU or the device, or one per image there. `counts`: integers are legal too."""
     if x is None:
         return
-    if x.dtype not in _FLOATING and not (counts and x.dtype in _INTEGERS):
+    if x.dtype not in FLOATING and not (counts and x.dtype in INTEGERS):
         raise TypeError(f"{name} must be a floating {'or an integer ' if counts else ''}tensor, got {x.dtype}")
     if x.dim() > 0:
         check_shape(x, name, [images], ", one value per image, or be a number or a 0-d tensor")

@@ -275,6 +275,12 @@ def _(
         raise ValueError(f"scores must have shape (N, *G), one value per patch, got {list(scores.shape)}")
     _ops.check_number(ratio_tensor, "ratio", scores.shape[0], scores.device, counts=True)
     _ops.check_number(min_score_tensor, "min_score", scores.shape[0], scores.device)
+    for name, x in (("ratio", ratio_tensor), ("min_score", min_score_tensor)):
+        if scope == "batch" and x is not None and x.dim() > 0:
+            raise ValueError(
+                f"{name} must be a number or a 0-d tensor with scope='batch', where all images are one row, got a "
+                f"tensor of shape {list(x.shape)}"
+            )
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
@@ -291,6 +297,8 @@ def _(
     x, name = (inside_tensor, "inside") if outside_tensor is None else (outside_tensor, "outside")
     if x is None:
         raise ValueError("inside or outside must be a tensor: two numbers have no shape")
+    if x.dtype not in (*_ops.FLOATING, *_ops.INTEGERS, torch.bool):
+        raise TypeError(f"{name} must be floating, bool, uint8 or int8 to int64, got {x.dtype}")
     _ops.check_device(x, name, patches, "patches")
     if inside_tensor is not None:
         _ops.check_device(inside_tensor, "inside", patches, "patches")
