@@ -43,9 +43,9 @@ gpu: setup
 	        $(bin)/python -m pytest -q -m gpu $(sanitized) | tee $(gpu_results)/$$tool.txt || exit 1; done
 	$(bin)/python -m benchmarks --device cuda --out $(gpu_results)/benchmarks
 
-# The long runs of the CUDA kernels' source on the CPU: sanitizers, full-size traffic, what the machine code has.
+# The long runs of the kernels without torch: sanitizers, and for CUDA, full-size traffic and what the machine code has.
 simt: setup
-	$(bin)/python -m pytest tests/simt -m long $(ARGS)
+	$(bin)/python -m pytest tests/simt tests/cpu -m long $(ARGS)
 
 bench: setup
 	$(bin)/python -m benchmarks $(ARGS)
