@@ -11,6 +11,7 @@ from entmask_ext import _build_check
 
 _build_check.check(torch.__version__)
 
+from entmask_ext.components import largest_components  # noqa: E402
 from entmask_ext.entropy import entropy_map, patch_scores  # noqa: E402
 from entmask_ext.loss import consistency_loss  # noqa: E402
 from entmask_ext.masking import (  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "PatchMask",
     "consistency_loss",
     "entropy_map",
+    "largest_components",
     "patch_mask",
     "patch_mask_from_scores",
     "patch_scores",

@@ -5,6 +5,7 @@ rounded to its dtype; autograd gives the gradients, of any order. Arguments are 
 spared, and 0-d tensors are read on the host. Nothing in the package falls back on it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from entmask_ext.types import ConsistencyLoss, PatchMask
 __all__ = [
     "consistency_loss",
     "entropy_map",
+    "largest_components",
     "patch_mask",
     "patch_mask_from_scores",
     "patch_scores",
@@ -243,6 +245,33 @@ def shuffle_patches(
     blocks = blocks.reshape(groups, permutation.numel(), *shape[1 + axes :])[:, order].reshape(shape)
     back = torch.tensor(to_blocks).argsort().tolist()
     return blocks.permute(back).reshape(x.shape)
+
+
+def largest_components(labels: Tensor, num_classes: int, *, connectivity: int = 1) -> Tensor:
+    """Each pixel takes the lowest index among its neighbours of its class until nothing changes, then the sizes."""
+    images, *sizes = labels.shape
+    foreground = (labels > 0) & (labels.long() < num_classes)
+    root = torch.arange(math.prod(sizes), device=labels.device).view(1, *sizes).expand(labels.shape).clone()
+    offsets = [o for o in itertools.product((-1, 0, 1), repeat=len(sizes)) if 0 < sum(map(abs, o)) <= connectivity]
+    changed = labels.numel() > 0
+    while changed:
+        before = root.clone()
+        for offset in offsets:
+            here = (slice(None), *(slice(max(0, -o), size - max(0, o)) for o, size in zip(offset, sizes, strict=True)))
+            there = (slice(None), *(slice(max(0, o), size - max(0, -o)) for o, size in zip(offset, sizes, strict=True)))
+            joined = foreground[here] & (labels[here] == labels[there])
+            root[here] = torch.where(joined, torch.minimum(root[here], root[there]), root[here])
+        changed = not torch.equal(root, before)
+
+    out = labels.clone()
+    for n in range(images if labels.numel() else 0):
+        pixels = torch.bincount(root[n][foreground[n]], minlength=root[n].numel())
+        for k in labels[n][foreground[n]].unique():
+            mine = labels[n] == k
+            roots = root[n][mine].unique()
+            largest = roots[pixels[roots].argmax()]  # roots ascend: of equal ones the first
+            out[n][mine & (root[n] != largest)] = 0
+    return out
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:

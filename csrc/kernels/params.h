@@ -188,4 +188,18 @@ struct ShuffleParams {
   bool inverse;
 };
 
+// Of each class 1 .. classes - 1 of each image only the component with the most pixels stays, the first in the order of
+// pixels among equals; the pixels of the others become 0. A label outside [0, classes) stays.
+// Two pixels of a class are neighbours where they differ by at most 1 along each axis, along at most `connectivity`
+// axes.
+struct ComponentsParams {
+  const void* labels;  // [N, D, H, W] contiguous, label_dtype (never none)
+  void* out;           // the same
+  LabelDtype label_dtype;
+  int64_t batch;
+  int64_t size[3];  // fewer than 2^31 pixels per image
+  int64_t classes;
+  int64_t connectivity;  // 1 to the number of spatial axes
+};
+
 }  // namespace entmask

@@ -102,4 +102,9 @@ void run(const ShuffleParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().shuffle, p, p.batch * p.channels * pixels(p.grid.size));
 }
 
+void run(const ComponentsParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(p, cuda::components_workspace, cuda::components)
+  run_on_cpu(*cpu::kernels().components, p, 4 * p.batch * pixels(p.size));
+}
+
 }  // namespace entmask::ops

@@ -16,5 +16,6 @@ void run(const WhereParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
 void run(const ShuffleParams& p, const c10::Device& device);
+void run(const ComponentsParams& p, const c10::Device& device);
 
 }  // namespace entmask::ops

@@ -288,3 +288,24 @@ def shuffle_patches(
     }
     counts = run("shuffle_patches", "ShuffleParams", fields, **options)
     return out.array, counts
+
+
+def components(
+    labels: np.ndarray,  # [N, *S] uint8 or int64
+    classes: int,
+    connectivity: int,
+    **options: Any,
+) -> tuple[np.ndarray, Counts]:
+    n, *size = labels.shape
+    out = Output("out", np.empty_like(labels))
+    fields = {
+        "labels": Input("labels", labels),
+        "out": out,
+        "label_dtype": ENUMS["LabelDtype"][labels.dtype.name],
+        "batch": n,
+        "size": three(size, 1),
+        "classes": classes,
+        "connectivity": connectivity,
+    }
+    counts = run("components", "ComponentsParams", fields, **options)
+    return out.array, counts

@@ -41,5 +41,7 @@ const simt::Operation simt::operations[] = {
      run_with_workspace<LossForwardParams, cuda::loss_forward>},
     {"loss_backward", sizeof(LossBackwardParams), no_workspace, run_alone<LossBackwardParams, cuda::loss_backward>},
     {"shuffle_patches", sizeof(ShuffleParams), no_workspace, run_alone<ShuffleParams, cuda::shuffle_patches>},
+    {"components", sizeof(ComponentsParams), workspace_of<ComponentsParams, cuda::components_workspace>,
+     run_with_workspace<ComponentsParams, cuda::components>},
     {nullptr, 0, nullptr, nullptr},
 };

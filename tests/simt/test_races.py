@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from . import data, launchers, reference
+from . import test_components as components
 from . import test_loss as losses
 from . import test_shuffle as shuffles
 from . import test_where as sides
@@ -96,3 +97,11 @@ def test_moves(layout: str) -> None:
     x = image((2, 4, 16, 32), "float32", layout)
     shuffles.check_shuffle(x, (8, 16), 2, False, "tsan")
     shuffles.check_shuffle(x, (8, 16), 1, True, "tsan")
+
+
+@pytest.mark.parametrize("shape", ["snake", "comb", "full"])
+def test_components(shape: str) -> None:
+    labels = components.hard(21)[shape][None]
+    for connectivity in (1, 2):
+        out, _ = launchers.components(labels, 2, connectivity, **OPTIONS)
+        np.testing.assert_array_equal(out, components.expected(labels, 2, connectivity))

@@ -37,6 +37,7 @@ struct Kernels {
   const Stage<LossForwardParams>* loss_forward;
   const Stage<LossBackwardParams>* loss_backward;
   const Stage<ShuffleParams>* shuffle;
+  const Stage<ComponentsParams>* components;
 };
 
 // The best table that this processor runs.

@@ -16,6 +16,7 @@ const Kernels table = {
     &loss_forward,
     &loss_backward,
     &shuffle,
+    &components,
 };
 
 }  // namespace entmask::cpu::ENTMASK_ISA

@@ -14,5 +14,6 @@ extern const Stage<WhereParams> where;
 extern const Stage<LossForwardParams> loss_forward;
 extern const Stage<LossBackwardParams> loss_backward;
 extern const Stage<ShuffleParams> shuffle;
+extern const Stage<ComponentsParams> components;
 
 }  // namespace entmask::cpu::ENTMASK_ISA

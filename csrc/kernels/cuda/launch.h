@@ -31,4 +31,7 @@ cudaError_t loss_backward(const LossBackwardParams& p, cudaStream_t stream);
 
 cudaError_t shuffle_patches(const ShuffleParams& p, cudaStream_t stream);
 
+size_t components_workspace(const ComponentsParams& p);
+cudaError_t components(const ComponentsParams& p, void* workspace, cudaStream_t stream);
+
 }  // namespace entmask::cuda

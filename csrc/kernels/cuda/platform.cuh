@@ -56,6 +56,24 @@ inline cudaError_t multiprocessors(int* count) {
 #endif
 }
 
+// A load and a store of one word that other threads of the launch may read and write meanwhile; they order nothing.
+template <typename T>
+__device__ __forceinline__ T relaxed_load(const T* p) {
+#ifdef ENTMASK_SIMT
+  return atomicOr(const_cast<T*>(p), T{0});
+#else
+  return *static_cast<const volatile T*>(p);
+#endif
+}
+template <typename T>
+__device__ __forceinline__ void relaxed_store(T* p, T v) {
+#ifdef ENTMASK_SIMT
+  atomicExch(p, v);
+#else
+  *static_cast<volatile T*>(p) = v;
+#endif
+}
+
 // The high 64 bits of a * b.
 __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t b) {
 #ifdef __CUDA_ARCH__

@@ -1,6 +1,6 @@
 """Ways to break the kernels, one place a time: exact text of csrc/kernels/cuda, and what replaces it."""
 
-from . import common, entropy, loss, select
+from . import common, components, entropy, loss, select
 from .mutant import Mutant
 
-MUTANTS: list[Mutant] = [*common.MUTANTS, *entropy.MUTANTS, *select.MUTANTS, *loss.MUTANTS]
+MUTANTS: list[Mutant] = [*common.MUTANTS, *entropy.MUTANTS, *select.MUTANTS, *loss.MUTANTS, *components.MUTANTS]
