@@ -8,13 +8,13 @@ from importlib import import_module
 import tyro
 
 COMMANDS = {
-    "fit": ("train.loop", "train a network; the same command continues a broken run"),
-    "evaluate": ("train.evaluate", "judge the best and the last checkpoint of a run"),
-    "predict": ("train.predict", "label a NIfTI volume with a checkpoint"),
-    "convert": ("train.convert", "turn ACDC as published into the h5 layout"),
-    "phantom": ("train.phantom", "write the embedded phantom data set"),
+    "fit": ("train.run.fit", "train a network; the same command continues a broken run"),
+    "evaluate": ("train.evaluate.evaluate", "judge the best and the last checkpoint of a run"),
+    "predict": ("train.evaluate.predict", "label a NIfTI volume with a checkpoint"),
+    "convert": ("train.data.convert", "turn a data set as published into the h5 layout"),
+    "phantom": ("train.data.phantom", "write the embedded phantom data set"),
     "methods": ("train.methods", "list the methods with their formulas"),
-    "report": ("train.report", "compare runs: table and figure"),
+    "report": ("train.evaluate.report", "compare runs: table and figure"),
 }
 USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(
     f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()

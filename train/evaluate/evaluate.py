@@ -1,0 +1,92 @@
+"""`python -m train evaluate`: the best and the last checkpoint of a run on whole volumes, class by class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.data.phantom import ROOT, ensure_phantom
+from train.data.volumes import own_spacings, read_split
+from train.device import pick_device
+from train.evaluate.metrics import METRICS, mean_of
+from train.evaluate.volumes import Row, evaluate_volumes
+from train.files import write_atomically
+from train.run import checkpoint
+from train.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Judge the best and the last checkpoint of a run on whole volumes.
+
+    Prints a table per class and writes one row a volume to RUN/evaluation/SPLIT_CHECKPOINT.csv.
+    """
+
+    #: Run folder, as `python -m train fit` wrote it.
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    #: Which list of volumes: train.list, val.list or test.list.
+    split: Literal["train", "val", "test"] = "val"
+    #: best: of the highest validation Dice; last: of the end of the run.
+    checkpoint: Literal["best", "last", "both"] = "both"
+    #: Folder in the ACDC h5 layout. None: the one that the run was trained on.
+    root: Path | None = None
+    #: Which of the two networks; judged: the one that validation judged during training.
+    network: Literal["judged", "student", "teacher"] = "judged"
+    #: Unit of the distances and of the NSD's tolerance of 1. mm: by each volume's own spacing.
+    unit: Literal["voxel", "mm"] = "voxel"
+    #: auto: cuda if there is one, else cpu; or any torch device.
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    folder = RunFolder(config.run)
+    which: tuple[Literal["best", "last"], ...]
+    which = ("best", "last") if config.checkpoint == "both" else (config.checkpoint,)
+    for name in which:
+        path = folder.checkpoint(name)
+        network, fit = checkpoint.load_network(path, config.network, pick_device(config.device))
+        if fit.data.size is None:
+            raise ValueError(f"{path} does not say which size its network was trained on")
+        root = config.root or fit.data.root or ensure_phantom(ROOT)
+        volumes = read_split(root, config.split, fit.data.classes)
+        spacings = own_spacings(root, volumes) if config.unit == "mm" else None
+        rows = evaluate_volumes(network, volumes, fit.data.size, fit.data.classes, spacings=spacings, progress=True)
+        table = folder.evaluation(f"{config.split}_{name}")
+        write_atomically(table, to_csv(rows).encode())
+        who = fit.teacher.judge if config.network == "judged" else config.network
+        print(f"\n{path} ({who}), {len(rows)} volumes of {root / config.split}.list, distances in {config.unit}s")
+        print(f"{format_table(rows)}per volume: {table}")
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Means over the volumes, a line a class and one for their mean; distances over the volumes that have them.
+
+    `empty` counts volumes where the prediction lacks the class, `absent` those where the truth does.
+    """
+    metrics = [name for name in METRICS if f"{name}_mean" in rows[0]]
+    classes = [key.removeprefix("empty_") for key in rows[0] if key.startswith("empty_")]
+    titles = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "HD95", "asd": "ASD", "nsd": "NSD"}
+    lines = [f"{'class':<8}" + "".join(f"{titles[name]:>9}" for name in metrics) + f"{'empty':>8}{'absent':>8}"]
+    means = {(name, c): mean_of([row[f"{name}_{c}"] for row in rows]) for name in metrics for c in classes}
+    counts = {(key, c): int(sum(row[f"{key}_{c}"] for row in rows)) for key in ("empty", "absent") for c in classes}
+    for c in classes:
+        values = "".join(f"{means[name, c]:>9.4f}" for name in metrics)
+        lines.append(f"{c:<8}{values}{counts['empty', c]:>8}{counts['absent', c]:>8}")
+    values = "".join(f"{mean_of([means[name, c] for c in classes]):>9.4f}" for name in metrics)
+    total = {key: sum(counts[key, c] for c in classes) for key in ("empty", "absent")}
+    lines.append(f"{'mean':<8}{values}{total['empty']:>8}{total['absent']:>8}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,171 @@
+"""One step of the mean teacher (Tarvainen and Valpola, NeurIPS 2017) with a masked student."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.data.batches import Batch, Batches
+from train.methods import METHODS, Method, View
+from train.networks import build_network
+from train.run import losses
+from train.run.config import FitConfig
+from train.run.processes import Processes
+from train.run.recipes import settings
+from train.run.schedule import Schedule
+from train.run.statistics import step_statistics
+from train.run.timing import StepTimer
+
+
+class Step(NamedTuple):
+    """What one step leaves: numbers known on the host, 0-d tensors still on the device, and what it worked on."""
+
+    host: dict[str, float]
+    device: dict[str, Tensor]
+    labelled: Batch
+    unlabelled: Batch | None
+    teacher_logits: Tensor | None
+    view: View | None
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Masks and dropout of a step depend on nothing before it, so that a run continues anywhere as if unbroken."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool) -> None:
+    """teacher = decay teacher + (1 - decay) student; counters are copied."""
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
+    if buffers:
+        for mine, its in zip(teacher.buffers(), student.buffers(), strict=True):
+            if mine.is_floating_point():
+                ours.append(mine)
+                theirs.append(its)
+            else:
+                mine.copy_(its)
+    torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+
+
+class Trainer:
+    """Student, teacher, optimizer and the step that moves them."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        iterations: int,
+        labelled: Batches,
+        unlabelled: Batches | None,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
+        self.settings: SimpleNamespace = settings(config)
+        self.method: Method = METHODS[config.method]
+        self.schedule = Schedule(iterations, self.settings)
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.device = device
+        self.processes = processes or Processes()
+        torch.manual_seed(config.seed)
+        self.student = build_network(config.model, config.data.classes).to(device)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher.train(config.teacher.teacher_mode == "train")
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=1e-4
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
+        self.autocast_dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.autocast]
+        self.class_weight = losses.class_weights(self.settings, device)
+        self.timer = StepTimer(device)
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.teacher if self.settings.judge == "teacher" else self.student
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+    def step(self, step: int, log: bool = False) -> Step:
+        """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
+        schedule, timer = self.schedule, self.timer
+        timer.start()
+        seed_step(self.settings.seed, step, self.processes.rank)
+        host = {"lr": schedule.lr(step), "consistency_weight": 0.0}
+        labelled = self.labelled.at(step)
+        images = labelled.images
+        unlabelled = teacher_logits = view = None
+        weight = schedule.consistency_weight(step)
+        if self.method.strategy is not None and self.unlabelled is not None and weight > 0:
+            host |= {"consistency_weight": weight, "ratio": schedule.ratio(step), "threshold": schedule.threshold(step)}
+            unlabelled = self.unlabelled.at(step)
+            timer.mark("data")
+            with torch.no_grad(), self.autocast():
+                teacher_logits = self.teacher(unlabelled.images)
+            timer.mark("teacher")
+            view = self.method.strategy.view(
+                unlabelled.images, teacher_logits, self.settings, host["ratio"], host["threshold"]
+            )
+            timer.mark("mask")
+            images = torch.cat([images, view.images])
+        else:
+            timer.mark("data")
+        with self.autocast():
+            logits = self.student(images)
+            timer.mark("student")
+            supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, self.settings)
+            loss = supervised.total
+            device = {"supervised": loss, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
+            if view is not None:
+                consistency = losses.unlabelled_loss(
+                    logits[len(labelled.images) :], view, self.settings, self.class_weight
+                )
+                loss = loss + weight * consistency.total
+                device |= {
+                    "consistency": consistency.total,
+                    "consistency_ce_masked": consistency.ce_masked,
+                    "consistency_ce_visible": consistency.ce_visible,
+                    "consistency_dice": consistency.dice,
+                }
+        device["loss"] = loss
+        timer.mark("loss")
+        self.backward(loss, host["lr"])
+        update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.settings.ema_buffers)
+        timer.mark("optimizer")
+        with torch.no_grad():
+            if view is not None and unlabelled is not None and teacher_logits is not None:
+                device |= step_statistics(view, teacher_logits, unlabelled.labels, host["threshold"], log)
+        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+
+    def backward(self, loss: Tensor, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.timer.mark("backward")
+        self.processes.average_(p.grad for p in self.student.parameters() if p.grad is not None)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        own = (self.student,) if self.settings.ema_buffers else (self.student, self.teacher)
+        self.processes.average_(b for network in own for b in network.buffers() if b.is_floating_point())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
