@@ -14,19 +14,15 @@ from tiny import command, tiny_config, write_h5, write_tiny
 
 from train import files
 from train.__main__ import main
-from train.data.batches import LABELLED, UNLABELLED, Batches, Slices, random_transforms
-from train.evaluate.report import Run, group, read_run
-from train.methods import METHODS
+from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
+from train.evaluate.report import read_run
 from train.networks.unet import UNet
 from train.run import checkpoint, losses
-from train.run.config import FitConfig, flatten, from_dict, replace_fields, to_json
+from train.run.config import FitConfig, flatten, from_dict, to_json
 from train.run.fit import fit
-from train.run.folder import RunFolder
-from train.run.monitor import Monitor, NotFinite, Watch, read_rows
-from train.run.processes import Processes
+from train.run.monitor import read_rows
 from train.run.recipes import resolve, settings
 from train.run.schedule import Schedule, ramped, sigmoid_ramp
-from train.run.statistics import foreground_masked, label_dice, tied_share
 from train.run.step import Trainer
 
 
@@ -67,25 +63,6 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["report", str(folder), "--output", str(tmp_path / "report.png")]) == 0
     assert "entropy-topr" in capsys.readouterr().out
     assert (tmp_path / "report.png").stat().st_size > 10_000 and (tmp_path / "report.csv").is_file()
-
-
-def test_report_names_groups_by_what_tells_them_apart() -> None:
-    def run(**changes: object) -> Run:
-        config = replace_fields(FitConfig(recipe="reduced", autocast="bf16"), changes)
-        return Run(resolve(config), [{"kind": "train", "step": s, "masked": s / 100} for s in (1, 99, 100, 101)])
-
-    runs = [
-        run(method="mcl"), run(), run(seed=1, output=Path("a")), run(scope="batch"), run(ratio=(0.1, 0.5), hint=0.1),
-    ]  # fmt: skip
-    names = {name: len(members) for name, members in group(runs).items()}
-    hinted = "entropy-topr ratio=0.1,0.5 hint=0.1"
-    assert names == {"mcl": 1, "entropy-topr": 2, "entropy-topr scope=batch": 1, hinted: 1}
-    assert set(group([run(), run(recipe="iterations")])) == {
-        "entropy-topr recipe=reduced",
-        "entropy-topr recipe=iterations",
-    }
-    steps, values = runs[0].binned("masked")
-    assert steps == [100, 200] and values == pytest.approx([2 / 3, 1.01])
 
 
 def test_supervised_all_uses_every_label(root: Path, tmp_path: Path) -> None:
@@ -148,95 +125,11 @@ def test_method_comes_before_recipe_and_the_user_before_both() -> None:
     assert from_dict(json.loads(to_json(config))) == config
 
 
-def test_batches_are_the_same_whoever_takes_them(root: Path) -> None:
-    slices = Slices(root, (root / "train_slices.list").read_text().split(), 4, torch.device("cpu"))
-    whole = Batches(slices, 4, (32, 48), "cubic", 5, UNLABELLED)
-    halves = [Batches(slices, 4, (32, 48), "cubic", 5, UNLABELLED, share, 2) for share in (0, 1)]
-    for step in (0, 7):
-        batch = whole.at(step)
-        assert batch.images.shape == (4, 1, 32, 48) and batch.labels.shape == (4, 32, 48)
-        parts = [half.at(step) for half in halves]
-        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
-        assert torch.equal(batch.labels, torch.cat([part.labels for part in parts]))
-        assert set(batch.labels.unique().tolist()) <= {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="unlabelled_batch must be a multiple of the 3 processes, got 4"):
-        Batches(slices, 4, (32, 48), "cubic", 5, UNLABELLED, 0, 3)
-
-
-def test_every_slice_comes_once_a_pass(root: Path) -> None:
-    from train.data.batches import indices
-
-    passes = [i for step in range(6) for i in indices(3, LABELLED, step, 4, 12)]
-    assert sorted(passes[:12]) == sorted(passes[12:]) == list(range(12))
-    assert passes[:12] != passes[12:]
-
-
-def test_augmentation_turns_image_and_label_alike() -> None:
-    """Quarter turns with a flip and small rotations about the centre, at the rates of the field's scripts."""
-    rng = np.random.default_rng(0)
-    theta = random_transforms(rng, np.tile([30, 50], (4000, 1)))[:, :, :2]
-    plain = (theta == np.eye(2)).all((1, 2))
-    square = (np.abs(theta).round(9) % 1 == 0).all((1, 2))
-    assert np.mean(square & ~plain) == pytest.approx(0.5, abs=0.03)
-    assert (
-        len(np.unique(theta[square & ~plain], axis=0)) == 4
-    )  # a turn and then a flip is a reflection, of which there are 4
-    np.testing.assert_array_equal(np.linalg.det(theta[square & ~plain]).round(9), -1)
-    assert np.mean(~square) == pytest.approx(0.25, abs=0.03)
-    pixels = np.diag([49 / 2, 29 / 2])
-    turned = pixels @ theta[~square] @ np.linalg.inv(pixels)  # in pixels it is a rotation
-    angles = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
-    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.broadcast_to(np.eye(2), turned.shape), atol=1e-12)
-    assert 18 < np.abs(angles).max() <= 20
-
-
 @pytest.mark.parametrize("up", ["bilinear", "transposed"])
 def test_unet(up: str) -> None:
     network = UNet(up=up)  # type: ignore[arg-type]
     assert network(torch.zeros(2, 1, 48, 32)).shape == (2, 4, 48, 32)
     assert sum(p.numel() for p in network.parameters()) == {"bilinear": 1_813_764, "transposed": 1_944_324}[up]
-
-
-def monitor_with(folder: Path, method: str) -> Monitor:
-    return Monitor(RunFolder(folder), Processes(), Watch(METHODS[method], 4))
-
-
-def test_a_vanished_mask_is_named_once_with_its_remedy(tmp_path: Path) -> None:
-    monitor = monitor_with(tmp_path, "entropy-count")
-    for step in range(1, 251):
-        monitor.add(step, {}, {"loss": torch.tensor(1.0), "images_unmasked": torch.tensor(4.0 if step > 60 else 0.0)})
-        if step % 20 == 0:
-            monitor.flush()
-    monitor.close()
-    warnings = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "warning"]
-    assert [row["step"] for row in warnings] == [111]
-    assert "51% of the images of the last 100 steps" in warnings[0]["text"] and "--min-patches" in warnings[0]["text"]
-
-
-def test_ties_are_named_for_ranking_methods_alone(tmp_path: Path) -> None:
-    for method, expected in (("entropy-topr", 1), ("entropy-count", 0)):
-        monitor = monitor_with(tmp_path / method, method)
-        for step in range(1, 11):
-            monitor.add(step, {}, {"loss": torch.tensor(1.0), "tied": torch.tensor(0.9)})
-        rows = [row for row in monitor.flush() if row["kind"] == "warning"]
-        monitor.close()
-        assert len(rows) == expected and all("tie" in row["text"] for row in rows)
-    scores = torch.tensor([[1.0, 0.0, 0.0, 2.0], [3.0, 1.0, 2.0, 0.0]])
-    assert tied_share(scores).item() == 0.25
-
-
-def test_what_a_mask_covers_and_how_good_the_pseudo_labels_are() -> None:
-    labels = torch.zeros(2, 6, 7, dtype=torch.uint8)
-    labels[0, 0, :3], labels[1, 5, 6] = 1, 2
-    patches = torch.zeros(2, 2, 2, dtype=torch.bool)  # of 4x4, cut off at the lower and right edge
-    assert foreground_masked(labels, patches, 4).item() == 0.0
-    patches[1, 1, 1] = True
-    assert foreground_masked(labels, patches, 4).item() == 0.25
-    assert foreground_masked(torch.zeros_like(labels), patches, 4).isnan()
-    truth = labels.clone()
-    truth[0, 0, 0] = 0
-    assert label_dice(labels, truth, 4).item() == pytest.approx((2 * 2 / (3 + 2) + 1) / 2)  # class 3: neither has it
-    assert label_dice(torch.zeros_like(labels), torch.zeros_like(labels), 4).isnan()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
@@ -261,14 +154,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert rows[-1]["kind"] == "stopped" and rows[-2]["loss"] is None
     assert main(command(tiny_config(root, folder))) == 0  # and it can go on
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"] == list(range(1, 9))
-
-
-def test_not_finite_is_raised_after_the_rows_are_written(tmp_path: Path) -> None:
-    monitor = monitor_with(tmp_path, "random")
-    monitor.add(1, {}, {"loss": torch.tensor(float("inf"))})
-    with pytest.raises(NotFinite, match="the loss loss is inf at step 1"):
-        monitor.flush()
-    assert [row["kind"] for row in read_rows(tmp_path / "metrics.jsonl")] == ["train", "stopped"]
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
