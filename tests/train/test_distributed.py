@@ -22,7 +22,7 @@ SAVES_EACH_RANK = """
 import sys
 from pathlib import Path
 import torch
-from train.run import fit
+from train.run import run as fit
 finish = fit.Run.finish
 def save_rank(self):
     torch.save(self.trainer.state_dict(), Path(sys.argv[1]) / f"rank{self.processes.rank}.pt")
