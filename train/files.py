@@ -30,6 +30,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def reason(error: BaseException) -> str:
+    """What a library's exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what a killed process left half-written."""
     for part in folder.glob("**/.*.part"):

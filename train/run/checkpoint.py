@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from train.data.description import Description, from_plain
 from train.files import write_atomically
 from train.networks import build_network
 from train.run.config import FitConfig, from_dict
@@ -50,3 +51,9 @@ def load_network(
     network = build_network(config.model, config.data.classes).to(device)
     network.load_state_dict(state[config.teacher.judge if which == "judged" else which])
     return network.eval(), config
+
+
+def load_description(path: Path) -> Description | None:
+    """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
+    state = load(path)
+    return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
