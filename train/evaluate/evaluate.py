@@ -51,8 +51,6 @@ def main(config: Config) -> None:
     for name in which:
         path = folder.checkpoint(name)
         network, fit = checkpoint.load_network(path, config.network, pick_device(config.device))
-        if fit.data.size is None:
-            raise ValueError(f"{path} does not say which size its network was trained on")
         root = config.root or fit.data.root or ensure_phantom(ROOT)
         volumes = read_split(root, config.split, fit.data.classes)
         spacings = own_spacings(root, volumes) if config.unit == "mm" else None

@@ -58,8 +58,6 @@ def main(config: Config) -> None:
             check_writable(path.parent)
     volume = nifti.read(config.image)
     network, fit = checkpoint.load_network(config.checkpoint, config.network, pick_device(config.device))
-    if fit.data.size is None:
-        raise ValueError(f"{config.checkpoint} does not say which size its network was trained on")
     description = checkpoint.load_description(config.checkpoint)
     if description is None:
         description = Description()
