@@ -166,7 +166,7 @@ def test_bad_splits(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.list does not exist"):
         read_split(root, "test", 4)
     (root / "val.list").write_text("\n")
-    with pytest.raises(ValueError, match=r"val\.list names no volume"):
+    with pytest.raises(ValueError, match=r"val\.list names nothing"):
         read_split(root, "val", 4)
     (root / "val.list").write_text("patient007_frame01\n")
     with pytest.raises(FileNotFoundError, match=r"patient007_frame01\.h5 does not exist"):
@@ -320,13 +320,16 @@ def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     return {
-        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged or cut off"),
+        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged, cut off or no NIfTI file"),
         "short": (tmp_path / "short.nii", r"short\.nii is damaged or cut off"),
-        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged or no NIfTI file"),
-        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged or no NIfTI file"),
+        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged, cut off or no NIfTI file"),
+        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged, cut off or no NIfTI file"),
         "missing": (tmp_path / "no.nii.gz", r"no\.nii\.gz does not exist"),
         "suffix": (tmp_path / "scan.dcm", r"scan\.dcm must end in \.nii\.gz or \.nii"),
-        "4-D": (write_nifti(tmp_path / "4d.nii.gz", volume[..., None]), r"\(X, Y, Z\), got shape \(8, 9, 3, 1\)"),
+        "4-D": (
+            write_nifti(tmp_path / "4d.nii.gz", np.stack([volume] * 2, -1)),
+            r"\(X, Y, Z\), got shape \(8, 9, 3, 2\)",
+        ),
         "NaN": (write_nifti(tmp_path / "nan.nii.gz", nan), r"nan\.nii\.gz must be finite, got 1 NaN"),
         "constant": (write_nifti(tmp_path / "flat.nii.gz", volume * 0 + 2), r"flat.* is the same everywhere \(2\)"),
         "colours": (

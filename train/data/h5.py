@@ -57,7 +57,9 @@ class Reader:
             raise ValueError(f"{self.path}: '{key}' is damaged or cut off: {reason(error)}") from None
         if kind is None:
             raise ValueError(f"{self.path} has no '{key}'; it holds {keys or 'nothing'}")
-        raise ValueError(f"{self.path}: '{key}' must hold real numbers, got {dataset.dtype}")
+        raise ValueError(
+            f"{self.path}: '{key}' must hold real numbers, got {'text' if kind in 'OS' else dataset.dtype}"
+        )
 
     def attribute(self, key: str) -> Any:
         """None: there is no such attribute."""

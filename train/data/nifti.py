@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.nifti1 import xform_codes
+from nibabel.nifti1 import data_type_codes, xform_codes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from train.data.layout import Spacing
@@ -17,7 +17,12 @@ from train.files import reason, write_atomically
 
 SUFFIXES = (".nii.gz", ".nii")
 NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # how such a file begins
-UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: millimetres of nothing stated, metre, millimetre, micrometre
+UNITS = {
+    0: 1.0,
+    1: 1000.0,
+    2: 1.0,
+    3: 0.001,
+}  # xyzt_units: millimetres of nothing stated, metre, millimetre, micrometre
 NEAR_UNIT = 1e-3  # how much longer than a unit quaternion the rounded one of a header may be
 AGREE = 0.01  # within which the voxel sizes of header and affine are the same, and axes at right angles
 SAME_GRID = 0.1  # voxels within which the corners of two grids that are the same lie
@@ -53,7 +58,7 @@ def read(path: Path) -> Volume:
         content, header = check_header(content)
         shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no NIfTI file: {reason(error)}") from None
+        raise ValueError(f"{path} is damaged, cut off or no NIfTI file: {reason(error)}") from None
     if len(shape) < 3 or min(shape) < 1 or math.prod(shape[3:]) != 1:
         raise ValueError(f"{path} must hold one volume (X, Y, Z), got shape {shape}")
     if dtype.kind not in "iuf":
@@ -87,7 +92,9 @@ def check_header(content: bytes) -> tuple[bytes, nibabel.Nifti1Header]:
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         raise ValueError(f"voxels must have a positive size, got {' x '.join(f'{size:g}' for size in sizes)}")
     if int(header["xyzt_units"]) % 8 not in UNITS:
-        raise ValueError(f"xyzt_units must name metres, millimetres, micrometres or nothing, got {header['xyzt_units']}")
+        raise ValueError(
+            f"xyzt_units must name metres, millimetres, micrometres or nothing, got {header['xyzt_units']}"
+        )
     for form in ("qform_code", "sform_code"):
         if int(header[form]) not in xform_codes.value_set():
             raise ValueError(f"{form} must be one of {sorted(xform_codes.value_set())}, got {header[form]}")
@@ -95,10 +102,12 @@ def check_header(content: bytes) -> tuple[bytes, nibabel.Nifti1Header]:
         mend_qform(header)
         content = header.binaryblock + content[length:]
     for affine in affines(header):
-        sides = np.linalg.norm(affine[:3, :3], axis=0)
-        if not (np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 1e-6 * np.prod(sides)):
+        with np.errstate(all="ignore"):  # of numbers beyond measure, which are refused
+            flat = not abs(np.linalg.det(affine)) > 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0))
+        if flat or not np.isfinite(affine).all():
             raise ValueError(f"the affine must be finite and invertible, got {affine[:3].tolist()}")
-    header.get_data_dtype(), header.get_slope_inter()  # raise what is wrong with them
+    if int(header["datatype"]) not in data_type_codes.value_set("code"):
+        raise ValueError(f"datatype must be a code of NIfTI's, got {header['datatype']}")
     return content, header
 
 
@@ -173,8 +182,9 @@ def on_grid(label: Volume, image: Volume) -> np.ndarray:
     voxels = apply_orientation(label.voxels.T, turn)
     turned = mine @ inv_ornt_aff(turn, label.voxels.T.shape)
     if voxels.shape != image.voxels.T.shape:
+        turning = "" if voxels.shape == label.voxels.T.shape else f", by its affine turned from {label.voxels.T.shape}"
         raise ValueError(
-            f"{label.path} must have the shape {image.voxels.T.shape} of {image.path.name}, got {voxels.shape}"
+            f"{label.path} must have the shape {image.voxels.T.shape} of {image.path.name}, got {voxels.shape}{turning}"
         )
     corners = np.stack(np.meshgrid(*([0, n - 1] for n in voxels.shape), [1]), -1).reshape(-1, 4)
     away = np.linalg.norm(corners @ (turned - its).T, axis=1).max()

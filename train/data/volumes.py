@@ -56,7 +56,9 @@ def stack_slices(root: Path, volume: str, names: Iterable[str], num_classes: int
     pairs = [read_slice(slice_path(root, name), num_classes) for name in numbered]
     shapes = sorted({image.shape for image, _ in pairs})
     if len(shapes) > 1:
-        raise ValueError(f"{slice_path(root, numbered[0])} and the volume's other slices must have one shape, got {shapes}")
+        raise ValueError(
+            f"{slice_path(root, numbered[0])} and the volume's other slices must have one shape, got {shapes}"
+        )
     return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
 
 
