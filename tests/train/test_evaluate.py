@@ -309,6 +309,36 @@ def test_predict_scaled_uncompressed_by_the_teacher(run: Path, tmp_path: Path) -
     np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "scan.nii").affine)
 
 
+@pytest.mark.parametrize("scaling", ["min-max", "z-score", "none", "not stated"])
+def test_predict_scales_as_the_training_data(
+    run: Path, tmp_path: Path, scaling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = np.random.default_rng(6).uniform(-0.5, 3, (40, 30, 3)).astype(np.float32)
+    path, best = write_nifti(tmp_path / "scan.nii.gz", data), run / "checkpoints" / "best.pt"
+    if scaling != "not stated":
+        checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": scaling, "classes": []}})
+    assert command(["predict", str(best), str(path), "--device", "cpu"]) == 0
+    assert ("does not say how its data were scaled: taken to be min-max" in capsys.readouterr().out) is (
+        scaling == "not stated"
+    )
+    network, _ = checkpoint.load_network(best)
+    low, high, mean, std = (np.float64(f(data)) for f in (np.min, np.max, np.mean, np.std))
+    minmax = (data - low) / (high - low)
+    scaled = {"min-max": minmax, "not stated": minmax, "z-score": (data - mean) / std, "none": data}
+    expected = {name: predict_volume(network, volume.T, (32, 32)) for name, volume in scaled.items()}
+    got = np.asarray(nibabel.load(tmp_path / "scan_labels.nii.gz").dataobj).T
+    for name, labels in expected.items():
+        same = name == scaling or {name, scaling} == {"min-max", "not stated"}
+        assert (np.mean(got != labels) < 1e-3) is same, name
+
+
+def test_evaluate_data_of_another_scaling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = run / "checkpoints" / "best.pt"
+    checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": "z-score", "classes": []}})
+    assert command(["evaluate", str(run), "--checkpoint", "best", "--device", "cpu"]) == 1
+    assert f"is of scaling none, checkpoint {best} was trained on z-score" in capsys.readouterr().err
+
+
 def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     rng = np.random.default_rng(7)
     volume = rng.random((8, 9, 3)).astype(np.float32)

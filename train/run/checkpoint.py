@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from train.data.description import Description, from_plain
+from train.data.description import Description, from_plain, read_description
 from train.files import write_atomically
 from train.networks import build_network
 from train.run.config import FitConfig
@@ -57,3 +57,10 @@ def load_description(path: Path) -> Description | None:
     """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
     state = load(path)
     return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
+
+
+def check_same_scaling(path: Path, root: Path) -> None:
+    """Raises ValueError if root's images are scaled in another way than those that the checkpoint was trained on."""
+    trained, given = load_description(path), read_description(root)
+    if trained is not None and trained.scaling != given.scaling:
+        raise ValueError(f"{root} is of scaling {given.scaling}, checkpoint {path} was trained on {trained.scaling}")
