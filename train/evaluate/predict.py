@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     network, fit = load_network(config.checkpoint, config.network, pick_device(config.device))
     if fit.data.size is None:
         raise ValueError(f"{config.checkpoint} does not say which size its network was trained on")
-    labels = predict_volume(network, image, fit.data.size)
+    labels = predict_volume(network, image, fit.data.size, fit.autocast)
     nifti.save_labels(output, labels, config.image)
     counts = np.bincount(labels.ravel(), minlength=fit.data.classes)
     print(f"{output}: " + ", ".join(f"class {c} {count} voxels" for c, count in enumerate(counts)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.batches import Batch, Batches
+from train.device import autocast
 from train.methods import METHODS, Method, View
 from train.networks import build_network
 from train.run import losses
@@ -80,7 +81,7 @@ class Trainer:
             self.student.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=1e-4
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
-        self.autocast_dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.autocast]
+        self.precision = config.autocast
         self.class_weight = losses.class_weights(self.settings, device)
         self.timer = StepTimer(device)
 
@@ -89,9 +90,7 @@ class Trainer:
         return self.teacher if self.settings.judge == "teacher" else self.student
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
+        return autocast(self.device, self.precision)
 
     def step(self, step: int, log: bool = False) -> Step:
         """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
