@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": ("train.evaluate.predict", "label a NIfTI volume with a checkpoint"),
     "convert": ("train.data.convert", "turn a data set as published into the h5 layout"),
     "phantom": ("train.data.phantom", "write the embedded phantom data set"),
-    "methods": ("train.methods", "list the methods with their formulas"),
+    "methods": ("train.run.methods", "list the methods with their formulas"),
     "report": ("train.evaluate.report", "compare runs: table and figure"),
 }
 USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(
@@ -33,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unknown command {name!r}\n{USAGE}", file=sys.stderr)
         return 2
     module = import_module(COMMANDS[name][0])
-    config = tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
     try:
-        module.main(config)
+        options = {"default": module.default(rest)} if hasattr(module, "default") else {}
+        settings = (tyro.conf.OmitArgPrefixes,)
+        module.main(tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=settings, **options))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

@@ -13,11 +13,9 @@ import torch
 from tiny import command, tiny_config, write_tiny
 
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
-from train.methods import METHODS
 from train.networks import build_network
 from train.run import losses
 from train.run.config import FitConfig
-from train.run.recipes import resolve, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAVES_EACH_RANK = """
@@ -104,28 +102,25 @@ def test_a_step_is_the_mean_of_two_half_batches(root: Path, tmp_path: Path) -> N
     config = tiny_config(root, tmp_path / "run", **changes)
     assert torchrun(tmp_path, config, FREEZES_BATCH_NORM) == 0
 
-    config = resolve(config)
-    s = settings(config)
+    data = config.data
     torch.manual_seed(config.seed)
     student = build_network(config.model, config.data.classes)
     teacher = copy.deepcopy(student).eval()
     student.eval()
     names = [(root / file).read_text().split() for file in ("train.list", "train_slices.list")]
-    few = {frame.split("_")[0] for frame in names[0][: s.labelled]}
+    few = {frame.split("_")[0] for frame in names[0][: data.labelled]}
     groups = [[n for n in names[1] if (n.split("_")[0] in few) == labelled] for labelled in (True, False)]
-    streams = [Slices(root, group, s.classes, torch.device("cpu")) for group in groups]
+    streams = [Slices(root, group, data.classes, torch.device("cpu")) for group in groups]
     for share in (0, 1):
-        labelled = Batches(streams[0], 4, s.size, s.interpolation, 0, LABELLED, share, 2).at(0)
-        unlabelled = Batches(streams[1], 4, s.size, s.interpolation, 0, UNLABELLED, share, 2).at(0)
+        labelled = Batches(streams[0], 4, data.size, data.interpolation, 0, LABELLED, share, 2).at(0)
+        unlabelled = Batches(streams[1], 4, data.size, data.interpolation, 0, UNLABELLED, share, 2).at(0)
         with torch.no_grad():
             logits = teacher(unlabelled.images)
-        strategy = METHODS[config.method].strategy
-        assert strategy is not None
-        view = strategy.view(unlabelled.images, logits, s, 0.5, 0.5)
-        loss = losses.supervised_loss(student(labelled.images), labelled.labels, s).total
-        loss = loss + losses.unlabelled_loss(student(view.images), view, s, None).total
+        view = config.mask.view(unlabelled.images, logits, 0.0)
+        loss = losses.supervised_loss(student(labelled.images), labelled.labels, config.loss).total
+        loss = loss + losses.unlabelled_loss(student(view.images), view, config.loss, None).total
         (loss / 2).backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None
-        expected = parameter.detach() - s.lr * (parameter.grad + 1e-4 * parameter.detach())
+        expected = parameter.detach() - config.schedule.lr * (parameter.grad + 1e-4 * parameter.detach())
         torch.testing.assert_close(ranks(tmp_path)[0]["student"][name], expected, rtol=1e-5, atol=1e-7)

@@ -28,7 +28,7 @@ from train.evaluate.metrics import METRICS
 from train.evaluate.volumes import evaluate_volumes, nearest, predict_volume, resize
 from train.networks import build_network
 from train.run import checkpoint
-from train.run.config import to_json
+from train.run.config_file import to_json
 from train.run.fit import fit
 from train.run.monitor import read_rows
 

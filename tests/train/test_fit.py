@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -17,12 +16,14 @@ from train.__main__ import main
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.evaluate.report import read_run
 from train.networks.unet import UNet
+from train.ramps import ramped, sigmoid_ramp
 from train.run import checkpoint, losses
-from train.run.config import FitConfig, flatten, from_dict, to_json
+from train.run.config import flatten
+from train.run.config_file import from_json, to_json
 from train.run.fit import fit
 from train.run.monitor import read_rows
-from train.run.recipes import resolve, settings
-from train.run.schedule import Schedule, ramped, sigmoid_ramp
+from train.run.recipes import configure
+from train.run.schedule import Schedule
 from train.run.step import Trainer
 
 
@@ -44,7 +45,7 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     for said in ("validation Dice of the student", "time a step", "panels/step_000008.png", str(folder)):
         assert said in out
     assert (folder / "validation.txt").read_text() in out
-    assert from_dict(json.loads((folder / "config.json").read_text())) == resolve(config)
+    assert from_json((folder / "config.json").read_text(), folder) == config
     assert sorted(p.name for p in (folder / "panels").iterdir()) == ["step_000004.png", "step_000008.png"]
     assert list((folder / "tensorboard").iterdir())
     rows = read_rows(folder / "metrics.jsonl")
@@ -55,7 +56,7 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
 
     for which, of in (("judged", "student"), ("teacher", "teacher")):
         network, saved = checkpoint.load_network(folder / "checkpoints" / "last.pt", which)
-        assert saved == resolve(config) and not network.training
+        assert saved == config and not network.training
         state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)[of]
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert read_run(folder).summary()["masked"] == 0.5
@@ -83,11 +84,10 @@ def test_supervised_all_uses_every_label(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("autocast", ["no", "bf16"])
 def test_teacher_is_the_moving_average_of_the_student(root: Path, autocast: str) -> None:
-    config = resolve(tiny_config(root, Path("run"), autocast=autocast, ema_decay=0.6))
-    s = settings(config)
+    config = tiny_config(root, Path("run"), autocast=autocast, ema_decay=0.6)
     names = (root / "train_slices.list").read_text().split()
-    slices = Slices(root, names, s.classes, torch.device("cpu"))
-    streams = [Batches(slices, 4, s.size, "nearest", 0, stream) for stream in (LABELLED, UNLABELLED)]
+    slices = Slices(root, names, 4, torch.device("cpu"))
+    streams = [Batches(slices, 4, config.data.size, "nearest", 0, stream) for stream in (LABELLED, UNLABELLED)]
     trainer = Trainer(config, 8, *streams, torch.device("cpu"))
     average = {k: v.double().clone() for k, v in trainer.student.state_dict().items()}
     for index in range(5):
@@ -101,13 +101,13 @@ def test_teacher_is_the_moving_average_of_the_student(root: Path, autocast: str)
 
 
 def test_schedules() -> None:
-    schedule = Schedule(30_000, settings(resolve(FitConfig(recipe="iterations", method="entropy-count"))))
+    schedule = Schedule(30_000, configure("entropy-count", "iterations"))
     assert schedule.lr(0) == 0.01 and schedule.lr(15_000) == pytest.approx(0.01 * 0.5**0.9)
     assert schedule.consistency_weight(999) == 0.0 and 0 < schedule.consistency_weight(1000) < 0.001
     assert schedule.consistency_weight(29_999) == 0.1
     assert [schedule.ema_decay(t) for t in (0, 1, 3, 10_000)] == [0.0, 0.5, 0.75, 0.99]
-    assert schedule.threshold(0) == schedule.threshold(29_999) == 0.75
-    mcl = Schedule(1000, settings(resolve(FitConfig(method="mcl", recipe="epochs"))))
+    assert schedule.config.mask.at(0.0) == schedule.config.mask.at(0.999) == {"ratio": 0.5, "threshold": 0.75}
+    mcl = Schedule(1000, configure("mcl", "epochs"))
     assert mcl.consistency_from == 100 and mcl.lr(999) == pytest.approx(0.001)
     assert ramped((0.75, 0.6), 1.0) == pytest.approx(0.6)
     assert ramped((0.75, 0.95), 0.5) == pytest.approx(0.75 + 0.2 * math.exp(-1.25))
@@ -115,14 +115,12 @@ def test_schedules() -> None:
 
 
 def test_method_comes_before_recipe_and_the_user_before_both() -> None:
-    flat = flatten(resolve(FitConfig(method="mcl", recipe="iterations")))
+    flat = flatten(configure("mcl", "iterations"))
     assert (flat["ce_weight"], flat["consistency_from"], flat["labelled_batch"]) == (0.4, 0.1, 12)
-    flat = flatten(
-        resolve(tiny_config(Path("data"), Path("run"), method="mcl", ce_weight=0.3, epochs=5, iterations=None))
-    )
+    flat = flatten(configure("mcl", ce_weight=0.3, epochs=5))
     assert (flat["ce_weight"], flat["dice_weight"], flat["epochs"], flat["iterations"]) == (0.3, 0.6, 5, None)
-    config = resolve(FitConfig(method="topr"))
-    assert from_dict(json.loads(to_json(config))) == config
+    config = configure("topr", root="data", ratio=[0.1, 0.5])
+    assert config.data.root == Path("data") and from_json(to_json(config), "") == config
 
 
 @pytest.mark.parametrize("up", ["bilinear", "transposed"])
@@ -191,11 +189,11 @@ def test_bad_settings_are_named_before_anything_is_written(
     name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes, message = BAD[name]
-    config = tiny_config(root, tmp_path / "run", **changes)
-    arguments = command(config)
-    if name == "teacher":
-        arguments = [a for a in arguments if a not in ("--ema-buffers", "False")] + ["--no-ema-buffers"]
-    assert main(arguments) == 1
+    method = str(changes.get("method", "topr"))
+    arguments = command(
+        tiny_config(root, tmp_path / "run", "topr", **{k: v for k, v in changes.items() if k != "method"})
+    )
+    assert main([*arguments, "--method", method]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,6 @@ from tiny import tiny_config, write_tiny
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.run.fit import fit
 from train.run.monitor import read_rows
-from train.run.recipes import resolve, settings
 from train.run.step import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -34,10 +33,12 @@ def test_fit(root: Path, tmp_path: Path, method: str, autocast: str) -> None:
 
 
 def test_a_step_does_not_wait_for_the_device(root: Path) -> None:
-    config = resolve(tiny_config(root, Path("run"), device="cuda", consistency_from=0))
-    s, device = settings(config), torch.device("cuda", 0)
-    slices = Slices(root, (root / "train_slices.list").read_text().split(), s.classes, device)
-    streams = [Batches(slices, 4, s.size, s.interpolation, 0, stream) for stream in (LABELLED, UNLABELLED)]
+    config = tiny_config(root, Path("run"), device="cuda", consistency_from=0)
+    device = torch.device("cuda", 0)
+    slices = Slices(root, (root / "train_slices.list").read_text().split(), config.data.classes, device)
+    streams = [
+        Batches(slices, 4, config.data.size, config.data.interpolation, 0, stream) for stream in (LABELLED, UNLABELLED)
+    ]
     trainer = Trainer(config, 8, *streams, device)
     for step in range(2):  # what is set up once may wait
         trainer.step(step, log=True)

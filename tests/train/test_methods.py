@@ -11,10 +11,11 @@ import torch
 from tiny import tiny_config
 
 from train.data.phantom import ensure_phantom
-from train.methods import METHODS, View, describe
+from train.methods import METHODS, View
 from train.run import losses
+from train.run.config import FitConfig
 from train.run.fit import fit
-from train.run.recipes import resolve, settings
+from train.run.methods import describe
 
 N, K, SIZE, PATCH = 4, 4, 32, 8
 GRID = SIZE // PATCH
@@ -33,10 +34,8 @@ def logits() -> torch.Tensor:
 def view_of(
     method: str, images: torch.Tensor, logits: torch.Tensor, ratio: float, threshold: float, **changes: object
 ) -> View:
-    config = resolve(tiny_config(Path("data"), Path("run"), method=method, **changes))
-    strategy = METHODS[config.method].strategy
-    assert strategy is not None
-    return strategy.view(images, logits, settings(config), ratio, threshold)
+    changes = {"ratio": (ratio,), "threshold": (threshold,), **changes}
+    return tiny_config(Path("data"), Path("run"), method=method, **changes).mask.view(images, logits, 0.0)
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -126,23 +125,23 @@ def test_pair_shuffle_moves_patches_within_pairs_and_back(images: torch.Tensor, 
     assert torch.equal(view.labels.long(), logits.argmax(1))
 
 
-def reference_loss(logits: torch.Tensor, view: View, s: object) -> torch.Tensor:
+def reference_loss(logits: torch.Tensor, view: View, config: FitConfig) -> torch.Tensor:
     """The consistency loss in float64, written out."""
-    logits, labels = logits.double(), view.labels.long()
-    weight = torch.tensor([s.background_weight, 1.0, 1.0, 1.0], dtype=torch.float64)[labels]  # type: ignore[attr-defined]
+    logits, labels, loss = logits.double(), view.labels.long(), config.loss
+    weight = torch.tensor([loss.background_weight, 1.0, 1.0, 1.0], dtype=torch.float64)[labels]
     ce = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     masked = torch.zeros_like(labels, dtype=torch.bool)
-    if s.consistency_ce == "region" and view.patches is not None and view.patch_size is not None:  # type: ignore[attr-defined]
+    if loss.consistency_ce == "region" and view.patches is not None and view.patch_size is not None:
         masked = upscaled(view.patches, view.patch_size)[:, 0]
     parts = []
     for region in (masked, ~masked):
         total = weight[region].sum()
-        offset = s.denominator_offset  # type: ignore[attr-defined]
+        offset = loss.denominator_offset
         parts.append((weight * ce)[region].sum() / (total + offset) if total > 0 else torch.zeros(()))
     p, t = logits.softmax(1), torch.nn.functional.one_hot(labels, K).movedim(-1, 1).double()
     axes = (0, 2, 3)
     dice = (1 - (2 * (p * t).sum(axes) + 1e-5) / ((p * p).sum(axes) + t.sum(axes) + 1e-5)).mean()
-    return s.ce_weight * (s.mask_weight * parts[0] + parts[1]) + s.dice_weight * dice  # type: ignore[attr-defined]
+    return loss.ce_weight * (loss.mask_weight * parts[0] + parts[1]) + loss.dice_weight * dice
 
 
 @pytest.mark.parametrize(
@@ -158,13 +157,13 @@ def reference_loss(logits: torch.Tensor, view: View, s: object) -> torch.Tensor:
     ],
 )
 def test_loss_variants(method: str, changes: dict[str, object], images: torch.Tensor, logits: torch.Tensor) -> None:
-    s = settings(resolve(tiny_config(Path("data"), Path("run"), method=method, **changes)))
-    strategy = METHODS[method].strategy
-    assert strategy is not None
-    view = strategy.view(images, logits, s, 0.5, s.threshold[0])
+    config = tiny_config(Path("data"), Path("run"), method=method, **changes)
+    view = config.mask.view(images, logits, 0.0)
     student = torch.randn(N, K, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    got = losses.unlabelled_loss(student, view, s, losses.class_weights(s, torch.device("cpu"))).total
-    torch.testing.assert_close(got.double(), reference_loss(view.restore(student), view, s), rtol=1e-5, atol=1e-7)
+    got = losses.unlabelled_loss(
+        student, view, config.loss, losses.class_weights(config.loss, K, torch.device("cpu"))
+    ).total
+    torch.testing.assert_close(got.double(), reference_loss(view.restore(student), view, config), rtol=1e-5, atol=1e-7)
     if method == "entropy-count":
         assert view.patches is not None and not view.patches.any()  # the empty region that made NaN of 0 / 0
 
@@ -188,7 +187,7 @@ def test_every_method_learns_the_phantom(method: str, phantom: Path, tmp_path: P
     early, late = (sum(row["supervised"] for row in part) / 5 for part in (train[:5], train[-5:]))
     assert late < 0.5 * early
     assert [row for row in rows if row["kind"] == "validation"][-1]["dice_mean"] > 0.1  # 0 half-way
-    assert ("consistency" in train[-1]) == (METHODS[method].strategy is not None) and "consistency" not in train[59]
+    assert ("consistency" in train[-1]) == (not method.startswith("supervised")) and "consistency" not in train[59]
     if "masked" in train[-1]:
         assert 0 <= train[-1]["masked_least"] <= train[-1]["masked"] <= train[-1]["masked_most"] < 1
         assert any(row.get("masked", 0) > 0 for row in train)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.methods import METHODS
 from train.run.folder import RunFolder
 from train.run.monitor import Monitor, NotFinite, Watch, read_rows
 from train.run.processes import Processes
+from train.run.recipes import configure
 from train.run.statistics import foreground_masked, label_dice, tied_share
 
 
 def monitor_with(folder: Path, method: str) -> Monitor:
-    return Monitor(RunFolder(folder), Processes(), Watch(METHODS[method], 4))
+    return Monitor(RunFolder(folder), Processes(), Watch(configure(method).mask, 4))
 
 
 def test_a_vanished_mask_is_named_once_with_its_remedy(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import command, tiny_config, write_tiny
+from tiny import write_tiny
 
 from train.registry import Registry
 
@@ -21,13 +22,26 @@ from train.__main__ import main
 sys.exit(main(sys.argv[3:]))
 """
 NETWORK = """
+from dataclasses import dataclass
+
 from torch import nn
 from train.networks import NETWORKS, Network
 
-NETWORKS.add(
-    "single",
-    Network(lambda model, channels, classes: nn.Conv2d(channels, classes, 5, padding=2), divisor=lambda model: 7),
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Network):
+    #: Side of the filter.
+    kernel: int = 3
+
+    def check(self, size):
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+
+    def build(self, in_channels, classes):
+        return nn.Conv2d(in_channels, classes, self.kernel, padding=self.kernel // 2)
+
+
+NETWORKS.add("single", Single)
 """
 DATA_SET = """
 from train.data.sets import DATA_SETS, DataSet
@@ -47,25 +61,32 @@ def run(package: str, folder: Path, *arguments: str) -> subprocess.CompletedProc
     )
 
 
+def short_run(tmp_path: Path) -> list[str]:
+    root = write_tiny(tmp_path / "data")
+    short = "--labelled 2 --size 32 32 --iterations 4 --consistency-from 2 --log-every 1 --device cpu"
+    return ["fit", "--root", str(root), "--output", str(tmp_path / "run"), *short.split()]
+
+
 def test_a_method_is_one_file(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "examples" / "own_method.py", tmp_path / "chessboard.py")
     assert "chessboard\n    every other patch" in run("train.methods", tmp_path, "methods").stdout
-    root = write_tiny(tmp_path / "data")
-    done = run("train.methods", tmp_path, *command(tiny_config(root, tmp_path / "run", method="chessboard")))
+    arguments = [*short_run(tmp_path), "--method", "chessboard", "--patch-size", "4"]
+    done = run("train.methods", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     assert '"masked": 0.5' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["mask"] == {"patch_size": 4}
+    assert "--ratio" in run("train.methods", tmp_path, *arguments, "--ratio", "0.5").stderr  # it has no such setting
 
 
 def test_a_network_is_one_file(tmp_path: Path) -> None:
     (tmp_path / "single.py").write_text(NETWORK)
-    root = write_tiny(tmp_path / "data")
-    config = tiny_config(root, tmp_path / "run", architecture="single", size=(28, 35), patch_size=7)
-    done = run("train.networks", tmp_path, *command(config))
+    arguments = [*short_run(tmp_path), "--architecture", "single"]
+    done = run("train.networks", tmp_path, *arguments, "--kernel", "4")
+    assert done.stderr == "error: kernel must be odd, got 4\n"
+    done = run("train.networks", tmp_path, *arguments, "--kernel", "5")
     assert done.returncode == 0, done.stderr
     done = run("train.networks", tmp_path, "evaluate", str(tmp_path / "run"), "--checkpoint", "last")
     assert done.returncode == 0 and "last.pt (student), 1 volumes" in done.stdout
-    done = run("train.networks", tmp_path, *command(tiny_config(root, tmp_path / "no", architecture="single")))
-    assert "size must be positive multiples of 7, got (32, 32)" in done.stderr
 
 
 def test_a_data_set_is_one_file(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from train.evaluate.report import Run, group
-from train.run.config import FitConfig, replace_fields
-from train.run.recipes import resolve
+from train.run.recipes import configure
 
 
 def test_report_names_groups_by_what_tells_them_apart() -> None:
     def run(**changes: object) -> Run:
-        config = replace_fields(FitConfig(recipe="reduced", autocast="bf16"), changes)
-        return Run(resolve(config), [{"kind": "train", "step": s, "masked": s / 100} for s in (1, 99, 100, 101)])
+        config = configure(**{"recipe": "reduced", "autocast": "bf16", **changes})
+        return Run(config, [{"kind": "train", "step": s, "masked": s / 100} for s in (1, 99, 100, 101)])
 
     runs = [
         run(method="mcl"), run(), run(seed=1, output=Path("a")), run(scope="batch"), run(ratio=(0.1, 0.5), hint=0.1),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from train.run.config import DataConfig, FitConfig, MaskConfig, ModelConfig, ScheduleConfig, replace_fields
+from train.run.config import FitConfig, flatten
+from train.run.recipes import configure
 
 SIZES = ((33, 40), (40, 33), (36, 36), (29, 47))  # odd ones, as real slices have
 
@@ -49,34 +51,31 @@ def write_h5(path: Path, image: np.ndarray, label: np.ndarray) -> None:
         file["image"], file["label"] = image, label
 
 
-def tiny_config(root: Path, output: Path, **changes: object) -> FitConfig:
+def tiny_config(
+    root: Path, output: Path, method: str = "topr", architecture: str = "unet", **changes: Any
+) -> FitConfig:
     """Eight steps of 4 + 4 slices of 32x32 through a two-level network; changes name any field of the configuration."""
-    config = FitConfig(
-        output=output,
-        device="cpu",
-        log_every=3,
-        validate_every=4,
-        panel_every=1000,
-        data=DataConfig(root=root, labelled=2, size=(32, 32)),
-        model=ModelConfig(channels=(4, 8), dropout=(0.1, 0.2)),
-        mask=MaskConfig(patch_size=8, ratio=(0.5,), threshold=(0.5,)),
-        schedule=ScheduleConfig(iterations=8, labelled_batch=4, unlabelled_batch=4, consistency_from=2, rampup=0.5),
-    )
-    changed: FitConfig = replace_fields(config, changes)
-    return changed
+    small = {} if architecture != "unet" else {"channels": (4, 8), "dropout": (0.1, 0.2)}
+    patches = {"patch_size": 8, "ratio": (0.5,), "threshold": (0.5,)}
+    return configure(
+        method,
+        architecture=architecture,
+        **{
+            "root": root, "output": output, "device": "cpu", "log_every": 3, "validate_every": 4, "panel_every": 1000,
+            "labelled": 2, "size": (32, 32), "iterations": 8, "labelled_batch": 4, "unlabelled_batch": 4,
+            "consistency_from": 2, "rampup": 0.5, **small, **patches, **changes,
+        },
+    )  # fmt: skip
 
 
 def command(config: FitConfig) -> list[str]:
     """The arguments of `python -m train` that give this configuration."""
-    arguments = ["fit"]
-    for name, value in flat_given(config).items():
-        values = value if isinstance(value, tuple) else (value,)
-        arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
+    usual, arguments = flatten(configure(config.method, config.recipe, config.architecture)), ["fit"]
+    for name, value in ({"method": config.method, "architecture": config.architecture} | flatten(config)).items():
+        flag = name.replace("_", "-")
+        if name in ("method", "architecture") or value != usual[name]:
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                arguments += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return arguments
-
-
-def flat_given(config: FitConfig) -> dict[str, object]:
-    from train.run.config import flatten
-
-    plain = flatten(FitConfig())
-    return {name: value for name, value in flatten(config).items() if value != plain[name]}

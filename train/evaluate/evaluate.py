@@ -53,8 +53,6 @@ def main(config: Config) -> None:
     which = ("best", "last") if config.checkpoint == "both" else (config.checkpoint,)
     loaded = {name: checkpoint.load_network(folder.checkpoint(name), config.network, device) for name in which}
     _, fit = loaded[which[0]]
-    if fit.data.size is None:
-        raise ValueError(f"{folder.checkpoint(which[0])} does not say which size its network was trained on")
     own = fit.data.root or ROOT
     root = config.root or (own if fit.data.root else ensure_phantom(own))
     volumes = read_split(root, config.split, fit.data.classes)

@@ -56,8 +56,6 @@ def main(config: Config) -> None:
             check_writable(path.parent)
     image = nifti.normalised(config.image)
     network, fit = load_network(config.checkpoint, config.network, pick_device(config.device))
-    if fit.data.size is None:
-        raise ValueError(f"{config.checkpoint} does not say which size its network was trained on")
     labels = predict_volume(network, image, fit.data.size, fit.autocast)
     nifti.save_labels(output, labels, config.image)
     counts = np.bincount(labels.ravel(), minlength=fit.data.classes)

@@ -15,10 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from train.files import write_atomically
-from train.run.config import FitConfig, flatten, from_dict
+from train.run.config import FitConfig, flatten
+from train.run.config_file import from_json
 from train.run.folder import RunFolder
 from train.run.monitor import Row, read_rows
-from train.run.recipes import resolve
+from train.run.recipes import configure
 
 BIN = 100  # steps whose mean is a point of what is measured on single batches
 CURVES = {
@@ -83,7 +84,7 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: {folder.config} does not exist")
-    run = Run(from_dict(json.loads(folder.config.read_text())), read_rows(folder.metrics))
+    run = Run(from_json(folder.config.read_text(), folder.config), read_rows(folder.metrics))
     if not run.kind("validation"):
         raise ValueError(f"{folder} has no validation yet in {folder.metrics}")
     return run
@@ -104,7 +105,7 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
     named: dict[str, list[Run]] = {}
     for key, members in groups.items():
         flat = settings[key]
-        usual = flatten(resolve(FitConfig(method=flat["method"], recipe=flat["recipe"]))) | {"recipe": None}
+        usual = flatten(configure(flat["method"], flat["recipe"])) | {"recipe": None}
         telling = [
             name
             for name, value in flat.items()

@@ -1,22 +1,26 @@
 """Methods by name: what the student is shown of an unlabelled slice, and how its answer is held against the teacher's.
 
-A strategy makes a View from the whole image and the teacher's logits. A method is a strategy and the settings that it
-brings along. A file of this package adds a method or a family of them: see random_patches.py, and "How to add a method"
-in CONTRIBUTING.md. `python -m train methods` prints them.
+A strategy makes a View from the whole image and the teacher's logits; its fields are its settings. A method is a
+strategy and what else it changes in a recipe. A file of this package adds a method or a family of them: see
+random_patches.py, and "How to add a method" in CONTRIBUTING.md. `python -m train methods` prints them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 import entmask_ext
 from train.registry import Registry
+
+if TYPE_CHECKING:
+    from train.methods.patches import PatchSettings
+    from train.run.config import FitConfig
 
 
 class View(NamedTuple):
@@ -41,52 +45,46 @@ def pseudo_labels(logits: Tensor) -> Tensor:
     return logits.argmax(1).to(torch.uint8)
 
 
-class Strategy:
-    @property
-    def by_rank(self) -> bool:
-        """Patches are ranked by score, so that ties are decided by position."""
-        return False
+class Strategy(ABC):
+    """A frozen dataclass whose fields are the method's own settings: flags of `fit` and keys of config.json."""
 
-    @property
-    def by_threshold(self) -> bool:
-        """Patches are chosen by a threshold, so that an image may have none."""
-        return False
+    #: The unlabelled slices are used; False: supervised training.
+    unlabelled: ClassVar[bool] = True
+    #: The labels of all training patients are used.
+    all_labels: ClassVar[bool] = False
+    #: Patches are ranked by score, so that ties are decided by position.
+    by_rank: ClassVar[bool] = False
+    #: What to do where most images have no masked patch.
+    remedy: ClassVar[str] = "raise --ratio"
 
-    def check(self, settings: SimpleNamespace, processes: int) -> None:
-        """Raises ValueError if these settings, in this many processes, do not suit the strategy."""
+    @abstractmethod
+    def check(self, size: tuple[int, int], batch: int, processes: int) -> None:
+        """Raises ValueError, naming the setting, where one is wrong or does not suit slices of this size, or batches.
 
-    def view(self, images: Tensor, logits: Tensor, settings: SimpleNamespace, ratio: float, threshold: float) -> View:
-        """images (N, C, H, W), the teacher's logits (N, K, H, W), the ratio and the threshold in force -> View."""
-        raise NotImplementedError
+        batch: unlabelled slices of a step, over all processes.
+        """
+
+    def at(self, t: float) -> dict[str, float]:
+        """The ramped settings in force at time t in [0, 1] of the run, by name, for the metrics."""
+        return {}
+
+    @abstractmethod
+    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+        """images (N, C, H, W), the teacher's logits (N, K, H, W), the time in [0, 1] of the run -> View."""
+
+
+def unchanged(config: FitConfig) -> FitConfig:
+    return config
 
 
 @dataclass(frozen=True)
 class Method:
     summary: str
     formula: str
-    strategy: Strategy | None = None  # None: no consistency, the unlabelled slices are not used
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    all_labels: bool = False
+    #: From what the recipe says about patches to the method's strategy.
+    strategy: Callable[[PatchSettings], Strategy]
+    #: What else the method changes in a recipe.
+    preset: Callable[[FitConfig], FitConfig] = unchanged
 
 
 METHODS: Registry[Method] = Registry(__name__, "method")
-
-
-def describe() -> str:
-    """The table that `python -m train methods` prints."""
-    lines = []
-    for name, method in METHODS.items():
-        also = [alias for alias, target in METHODS.aliases.items() if target == name]
-        lines.append(f"{name}{f' (also: {also[0]})' if also else ''}\n    {method.summary}\n    {method.formula}")
-        if method.defaults:
-            lines.append("    brings " + ", ".join(f"{key} {value}" for key, value in method.defaults.items()))
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Config:
-    """List the methods with their formulas."""
-
-
-def main(config: Config) -> None:
-    print(describe())

@@ -2,67 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 import entmask_ext
+from entmask_ext import PatchMask
 from train.methods import METHODS, Method, Strategy, View
+from train.methods.patches import PatchSettings
+from train.ramps import ramped
 
 
-@dataclass(frozen=True)
-class EntropyPatches(Strategy):
-    """Patches chosen by the teacher's entropy: a share of them by rank, or all that pass a threshold."""
+@dataclass(frozen=True, kw_only=True)
+class TopPatches(PatchSettings, Strategy):
+    """The most uncertain share of the patches."""
 
-    select: Literal["ratio", "threshold", "count"]
-    order: Literal["highest", "lowest"] = "highest"
-    patch_size: int | None = None  # None: the setting
+    by_rank: ClassVar[bool] = True
+    order: ClassVar[Literal["highest", "lowest"]] = "highest"
 
-    @property
-    def by_rank(self) -> bool:
-        return self.select == "ratio"
-
-    @property
-    def by_threshold(self) -> bool:
-        return self.select != "ratio"
-
-    def view(self, images: Tensor, logits: Tensor, settings: SimpleNamespace, ratio: float, threshold: float) -> View:
-        size = self.patch_size or settings.patch_size
-        rule: dict[str, Any]
-        if self.select == "ratio":
-            rule = {"ratio": ratio}
-        elif self.select == "threshold":
-            rule = {"min_score": threshold, "min_patches": settings.min_patches}
-        else:
-            rule = {"score": "count", "threshold": threshold, "min_score": 0.5, "min_patches": settings.min_patches}
+    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
         masked = entmask_ext.patch_mask(
             images,
             logits,
-            size,
+            self.patch_size,
+            ramped(self.ratio, t),
             order=self.order,
-            hint=settings.hint,
-            scope=settings.scope,
+            hint=self.hint,
+            scope=self.scope,
             label_dtype=torch.uint8,
-            **rule,
         )
-        assert masked.labels is not None
-        return View(masked.image, masked.labels, masked.patches, size, masked.scores)
+        return seen(masked, self.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurestPatches(TopPatches):
+    order: ClassVar[Literal["highest", "lowest"]] = "lowest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsurePatches(PatchSettings, Strategy):
+    """The patches at least half of whose pixels have an entropy of threshold or more."""
+
+    remedy: ClassVar[str] = (
+        "lower --threshold or ramp it (--threshold 0.75 0.6), set --min-patches, or take entropy-topr"
+    )
+
+    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+        masked = entmask_ext.patch_mask(
+            images,
+            logits,
+            self.patch_size,
+            score="count",
+            threshold=ramped(self.threshold, t),
+            min_score=0.5,
+            min_patches=self.min_patches,
+            hint=self.hint,
+            scope=self.scope,
+            label_dtype=torch.uint8,
+        )
+        return seen(masked, self.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsurePixels(UnsurePatches):
+    """The pixels with an entropy of threshold or more."""
+
+    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+        masked = entmask_ext.patch_mask(
+            images,
+            logits,
+            1,
+            min_score=ramped(self.threshold, t),
+            min_patches=self.min_patches,
+            hint=self.hint,
+            scope=self.scope,
+            label_dtype=torch.uint8,
+        )
+        return seen(masked, 1)
+
+
+def seen(masked: PatchMask, patch_size: int) -> View:
+    assert masked.labels is not None
+    return View(masked.image, masked.labels, masked.patches, patch_size, masked.scores)
 
 
 H = "H(x) = -sum_k p_k ln p_k / ln K of the teacher's softmax"
 METHODS.add(
     "entropy-pixel",
-    Method("unsure pixels", f"pixels with H >= threshold are masked; {H}", EntropyPatches("threshold", patch_size=1)),
+    Method("unsure pixels", f"pixels with H >= threshold are masked; {H}", UnsurePixels.of),
 )
 METHODS.add(
     "entropy-count",
     Method(
         "patches of mostly unsure pixels",
         "patches with mean[H >= threshold] >= 1/2 are masked",
-        EntropyPatches("count"),
+        UnsurePatches.of,
     ),
 )
 METHODS.add(
@@ -70,7 +106,7 @@ METHODS.add(
     Method(
         "the most uncertain patches",
         "the k = floor(ratio P) patches of highest mean H are masked, of each image or (--scope batch) of the batch",
-        EntropyPatches("ratio"),
+        TopPatches.of,
     ),
     "topr",
 )
@@ -79,7 +115,7 @@ METHODS.add(
     Method(
         "the surest patches",
         "the k = floor(ratio P) patches of lowest mean H are masked",
-        EntropyPatches("ratio", "lowest"),
+        SurestPatches.of,
     ),
 )
 METHODS.add(
@@ -87,7 +123,6 @@ METHODS.add(
     Method(
         "the most uncertain patches but for a hint",
         "as entropy-topr, but the floor(hint P) most uncertain of them stay visible",
-        EntropyPatches("ratio"),
-        {"hint": 0.05},
+        lambda patches: TopPatches.of(replace(patches, hint=0.05)),
     ),
 )

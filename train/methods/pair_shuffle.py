@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 import entmask_ext
 from train.methods import METHODS, Method, Strategy, View, pseudo_labels
+from train.methods.patches import PatchSettings
 
 
-@dataclass(frozen=True)
-class ShuffledPairs(Strategy):
-    def check(self, settings: SimpleNamespace, processes: int) -> None:
-        if any(n % settings.patch_size for n in settings.size):
-            raise ValueError(f"patch_size must be a divisor of size {settings.size}, got {settings.patch_size!r}")
-        batch = settings.unlabelled_batch
+@dataclass(frozen=True, kw_only=True)
+class ShuffledPairs(PatchSettings, Strategy):
+    def check(self, size: tuple[int, int], batch: int, processes: int) -> None:
+        super().check(size, batch, processes)
+        if any(n % self.patch_size for n in size):
+            raise ValueError(f"patch_size must be a divisor of size {size}, got {self.patch_size}")
         if batch % (2 * processes):
             raise ValueError(
                 f"unlabelled_batch must be a multiple of {2 * processes}, pairs for each process, got {batch}"
             )
 
-    def view(self, images: Tensor, logits: Tensor, settings: SimpleNamespace, ratio: float, threshold: float) -> View:
-        size = settings.patch_size
-        patches = (images.shape[2] // size) * (images.shape[3] // size)
+    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+        patches = (images.shape[2] // self.patch_size) * (images.shape[3] // self.patch_size)
         permutation = torch.randperm(2 * patches, device=images.device)
-        shuffled = entmask_ext.shuffle_patches(images, size, permutation)
-        return View(shuffled, pseudo_labels(logits), patch_size=size, permutation=permutation)
+        shuffled = entmask_ext.shuffle_patches(images, self.patch_size, permutation)
+        return View(shuffled, pseudo_labels(logits), patch_size=self.patch_size, permutation=permutation)
 
 
 METHODS.add(
@@ -36,6 +35,6 @@ METHODS.add(
     Method(
         "patches shuffled within and between two images",
         "u = shuffle(x_1, x_2); L = loss(shuffle^-1(student(u)), teacher(x_1, x_2))",
-        ShuffledPairs(),
+        ShuffledPairs.of,
     ),
 )

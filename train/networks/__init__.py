@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
 from train.registry import Registry
-from train.run.config import ModelConfig
 
 
-@dataclass(frozen=True)
-class Network:
-    #: settings, image channels, classes K -> a module of images (N, C, H, W) to logits (N, K, H, W).
-    build: Callable[[ModelConfig, int, int], nn.Module]
-    #: What H and W have to be multiples of.
-    divisor: Callable[[ModelConfig], int]
+class Network(ABC):
+    """A frozen dataclass whose fields are the network's settings: flags of `fit` and keys of config.json."""
+
+    @abstractmethod
+    def check(self, size: tuple[int, int]) -> None:
+        """Raises ValueError, naming the setting, where one is wrong or does not suit slices of this (H, W)."""
+
+    @abstractmethod
+    def build(self, in_channels: int, classes: int) -> nn.Module:
+        """The module from images (N, in_channels, H, W) to logits (N, classes, H, W)."""
 
 
-NETWORKS: Registry[Network] = Registry(__name__, "architecture")
+NETWORKS: Registry[type[Network]] = Registry(__name__, "architecture")
 
 
-def build_network(model: ModelConfig, classes: int) -> nn.Module:
+def build_network(network: Network, classes: int) -> nn.Module:
     """The network in channels_last, which is the faster layout for convolutions on CPU and GPU."""
-    network = NETWORKS[model.architecture].build(model, 1, classes)
-    return network.to(memory_format=torch.channels_last)
+    return network.build(1, classes).to(memory_format=torch.channels_last)

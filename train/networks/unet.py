@@ -7,6 +7,7 @@ skip connections across (Ronneberger et al., MICCAI 2015), with the widths and d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from train.networks import NETWORKS, Network
-from train.run.config import ModelConfig
 
 
 def conv_block(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -73,8 +73,27 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def build(model: ModelConfig, in_channels: int, classes: int) -> UNet:
-    return UNet(in_channels, classes, model.channels, model.dropout, model.up)
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Network):
+    #: Channels of the U-Net's levels, finest first.
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    #: Dropout of the encoder's levels.
+    dropout: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
+    #: How the decoder doubles the resolution: 1x1 convolution and bilinear, or a transposed convolution.
+    up: Literal["bilinear", "transposed"] = "bilinear"
+
+    def check(self, size: tuple[int, int]) -> None:
+        levels = len(self.channels)
+        if levels < 2 or min(self.channels) < 1:
+            raise ValueError(f"channels must be two or more positive numbers, got {self.channels}")
+        if len(self.dropout) != levels or not all(0 <= p < 1 for p in self.dropout):
+            raise ValueError(f"dropout must be {levels} numbers in [0, 1), one per level, got {self.dropout}")
+        divisor = 2 ** (levels - 1)
+        if min(size) < 1 or any(n % divisor for n in size):
+            raise ValueError(f"size must be positive multiples of {divisor}, got {size}")
+
+    def build(self, in_channels: int, classes: int) -> UNet:
+        return UNet(in_channels, classes, self.channels, self.dropout, self.up)
 
 
-NETWORKS.add("unet", Network(build, divisor=lambda model: 2 ** (len(model.channels) - 1)))
+NETWORKS.add("unet", UNetConfig)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,8 @@ from torch import nn
 
 from train.files import write_atomically
 from train.networks import build_network
-from train.run.config import FitConfig, from_dict
+from train.run.config import FitConfig
+from train.run.config_file import from_json
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def load_network(
 ) -> tuple[nn.Module, FitConfig]:
     """A checkpoint's network in eval mode and the run's configuration; judged: the one that validation judged."""
     state = load(path, device)
-    config: FitConfig = from_dict(json.loads(state["config"]))
+    config = from_json(state["config"], path)
     network = build_network(config.model, config.data.classes).to(device)
     network.load_state_dict(state[config.teacher.judge if which == "judged" else which])
     return network.eval(), config

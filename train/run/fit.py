@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ from train.evaluate.volumes import evaluate_volumes
 from train.files import check_writable, lock, remove_parts, write_atomically
 from train.methods import METHODS, pseudo_labels
 from train.run import checkpoint
-from train.run.config import FitConfig, flatten, from_dict, to_json
+from train.run.check import check
+from train.run.config import FitConfig, flatten
+from train.run.config_file import from_json, to_json
 from train.run.folder import RunFolder
 from train.run.monitor import Monitor, NotFinite, Watch, read_rows
 from train.run.processes import Processes, join
-from train.run.recipes import resolve, settings
+from train.run.recipes import configure
 from train.run.step import Step, Trainer
 
 
@@ -47,11 +50,7 @@ def check_same_run(folder: RunFolder, config: FitConfig) -> None:
     path = folder.config
     if not path.is_file():
         return
-    try:
-        before = flatten(from_dict(json.loads(path.read_text())))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as the configuration of a run: {error!r}") from None
-    now = flatten(config)
+    before, now = flatten(from_json(path.read_text(), path)), flatten(config)
     changed = [f"{k} {before[k]} -> {now[k]}" for k in now if k not in ("output", "device") and before[k] != now[k]]
     if changed:
         raise ValueError(
@@ -62,18 +61,17 @@ def check_same_run(folder: RunFolder, config: FitConfig) -> None:
 
 def read_data(config: FitConfig, device: torch.device) -> Data:
     """Everything the run reads, in memory; each file is checked before training starts."""
-    s, method = settings(config), METHODS[config.method]
-    root = ensure_phantom(ROOT) if s.root is None else s.root
-    labelled, unlabelled = labelled_slices(root, s.labelled)
-    if method.all_labels:
+    data, strategy = config.data, config.mask
+    root = ensure_phantom(ROOT) if data.root is None else data.root
+    labelled, unlabelled = labelled_slices(root, data.labelled)
+    if strategy.all_labels:
         labelled, unlabelled = labelled + unlabelled, []
-    needed = method.strategy is not None
-    if needed and not unlabelled:
-        raise ValueError(f"labelled = {s.labelled} patients leaves no unlabelled slice for method {config.method}")
+    if strategy.unlabelled and not unlabelled:
+        raise ValueError(f"labelled = {data.labelled} patients leaves no unlabelled slice for method {config.method}")
     return Data(
-        Slices(root, labelled, s.classes, device),
-        Slices(root, unlabelled, s.classes, device) if needed else None,
-        read_split(root, "val", s.classes),
+        Slices(root, labelled, data.classes, device),
+        Slices(root, unlabelled, data.classes, device) if strategy.unlabelled else None,
+        read_split(root, "val", data.classes),
     )
 
 
@@ -84,7 +82,8 @@ def fit(config: FitConfig) -> Path:
         ValueError, OSError: bad settings or data, before anything is written, naming the thing.
         NotFinite: a loss became NaN or infinite; the last checkpoint is kept.
     """
-    config = resolve(config)
+    config = replace(config, method=METHODS.full_name(config.method))
+    check(config)
     folder = run_folder(config)
     check_writable(folder.path)
     check_same_run(folder, config)
@@ -93,13 +92,20 @@ def fit(config: FitConfig) -> Path:
         raise ValueError(f"autocast fp16 needs CUDA, got device {device}; use bf16")
     processes = join(device)
     try:
-        strategy = METHODS[config.method].strategy
-        if strategy is not None:
-            strategy.check(settings(config), processes.size)
+        check(config, processes.size)
         data = read_data(config, device)
         return Run(config, folder, processes, device, data).run()
     finally:
         processes.leave()
+
+
+def length(config: FitConfig, labelled: int) -> int:
+    """Steps of the run, given the number of labelled slices."""
+    schedule = config.schedule
+    if schedule.iterations is not None:
+        return schedule.iterations
+    assert schedule.epochs is not None
+    return schedule.epochs * max(1, labelled // schedule.labelled_batch)
 
 
 class Run:
@@ -108,15 +114,15 @@ class Run:
     def __init__(
         self, config: FitConfig, folder: RunFolder, processes: Processes, device: torch.device, data: Data
     ) -> None:
-        s = settings(config)
         self.config, self.folder, self.processes, self.volumes = config, folder, processes, data.volumes
+        schedule, size, interpolation = config.schedule, config.data.size, config.data.interpolation
         share = (config.seed, LABELLED, processes.rank, processes.size)
-        labelled = Batches(data.labelled, s.labelled_batch, s.size, s.interpolation, *share)
+        labelled = Batches(data.labelled, schedule.labelled_batch, size, interpolation, *share)
         unlabelled = None
         if data.unlabelled is not None:
             share = (config.seed, UNLABELLED, processes.rank, processes.size)
-            unlabelled = Batches(data.unlabelled, s.unlabelled_batch, s.size, s.interpolation, *share)
-        self.iterations: int = s.iterations or s.epochs * max(1, len(data.labelled) // s.labelled_batch)
+            unlabelled = Batches(data.unlabelled, schedule.unlabelled_batch, size, interpolation, *share)
+        self.iterations = length(config, len(data.labelled))
         self.trainer = Trainer(config, self.iterations, labelled, unlabelled, device, processes)
         self.lock = lock(folder.path) if processes.writes else None
         self.best: dict[str, Any] = {"step": 0, "dice": -1.0}
@@ -125,7 +131,7 @@ class Run:
             remove_parts(folder.path)
             write_atomically(folder.config, to_json(config).encode())
         processes.wait()
-        self.monitor = Monitor(folder, processes, Watch(METHODS[config.method], s.unlabelled_batch), self.start)
+        self.monitor = Monitor(folder, processes, Watch(config.mask, schedule.unlabelled_batch), self.start)
 
     def resume(self) -> int:
         path = self.folder.checkpoint("last")
@@ -137,21 +143,24 @@ class Run:
         return state["step"]
 
     def run(self) -> Path:
-        s, monitor, silent = settings(self.config), self.monitor, not self.processes.writes
-        say(self.processes, f"{self.folder}: {s.method}, step {self.start} of {self.iterations}, {self.trainer.device}")
+        config, monitor, silent = self.config, self.monitor, not self.processes.writes
+        say(
+            self.processes,
+            f"{self.folder}: {config.method}, step {self.start} of {self.iterations}, {self.trainer.device}",
+        )
         bar = tqdm(total=self.iterations, initial=self.start, disable=silent, dynamic_ncols=True, mininterval=0.5)
         try:
             for index in range(self.start, self.iterations):
                 done = index + 1
                 last = done == self.iterations
-                log = done % s.log_every == 0 or last
+                log = done % config.log_every == 0 or last
                 step = self.trainer.step(index, log)
                 monitor.add(done, step.host, step.device)
-                if log or done % s.validate_every == 0:
+                if log or done % config.validate_every == 0:
                     self.flush(bar)
-                if done % s.panel_every == 0 or last:
+                if done % config.panel_every == 0 or last:
                     self.panel(done, step)
-                if done % s.validate_every == 0 or last:
+                if done % config.validate_every == 0 or last:
                     self.validate(done)
                 bar.update()
         except NotFinite as error:
@@ -177,14 +186,15 @@ class Run:
     def validate(self, done: int) -> None:
         """Judges the network, then saves: the best first, so that last.pt never promises more than there is."""
         if self.processes.writes:
-            s = settings(self.config)
+            data, judge = self.config.data, self.config.teacher.judge
             rows = evaluate_volumes(
-                self.trainer.judged, self.volumes, s.size, s.classes, metrics=("dice",), precision=self.config.autocast
-            )
+                self.trainer.judged, self.volumes, data.size, data.classes,
+                metrics=("dice",), precision=self.config.autocast,
+            )  # fmt: skip
             names = [name for name in rows[0] if name.startswith("dice_")]
             scores = {name: mean_of([row[name] for row in rows]) for name in names}
-            self.monitor.write([{"kind": "validation", "step": done, "network": s.judge, **scores}])
-            say(self.processes, f"step {done}: validation Dice {scores['dice_mean']:.4f} ({s.judge})")
+            self.monitor.write([{"kind": "validation", "step": done, "network": judge, **scores}])
+            say(self.processes, f"step {done}: validation Dice {scores['dice_mean']:.4f} ({judge})")
             better = scores["dice_mean"] > self.best["dice"]
             if better:
                 self.best = {"step": done, "dice": scores["dice_mean"]}
@@ -243,6 +253,21 @@ def dice_table(rows: dict[str, dict[str, Any]]) -> str:
 def say(processes: Processes, text: str) -> None:
     if processes.writes:
         tqdm.write(text)
+
+
+def default(arguments: list[str]) -> FitConfig:
+    """The configuration that these arguments of the command line change: that of their method, recipe and network."""
+    given: dict[str, Any] = {}
+    for argument, following in pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not argument.startswith("--"):
+            continue
+        if name in ("method", "recipe", "architecture"):
+            given[name] = value if equals else following
+        elif name in ("iterations", "epochs"):
+            given[name] = None  # the recipe's length makes room for the one that is given
+    return configure(**given)
 
 
 Config = FitConfig

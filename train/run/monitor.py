@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from train.files import write_atomically
-from train.methods import Method
+from train.methods import Strategy
 from train.run.folder import RunFolder
 from train.run.processes import Processes
 
@@ -46,10 +46,8 @@ def read_rows(path: Path) -> list[Row]:
 class Watch:
     """Turns rows into warnings, each given once; it sees row after row, so a resumed run warns as an unbroken one."""
 
-    def __init__(self, method: Method, images: int) -> None:
-        self.images = images
-        self.by_rank = method.strategy is not None and method.strategy.by_rank
-        self.by_threshold = method.strategy is not None and method.strategy.by_threshold
+    def __init__(self, strategy: Strategy, images: int) -> None:
+        self.strategy, self.images = strategy, images
         self.unmasked: deque[float] = deque(maxlen=WINDOW)
         self.tied: deque[float] = deque(maxlen=TIED_LOGS)
         self.given: set[str] = set()
@@ -61,7 +59,7 @@ class Watch:
             share = sum(self.unmasked) / WINDOW
             if len(self.unmasked) == WINDOW and share > 0.5:
                 found.append(("vanished", self.vanished(share)))
-        if self.by_rank and "tied" in row:
+        if self.strategy.by_rank and "tied" in row:
             self.tied.append(row["tied"])
             if len(self.tied) == TIED_LOGS and min(self.tied) > 0.5:
                 found.append(("tied", self.ties()))
@@ -74,12 +72,8 @@ class Watch:
         return rows
 
     def vanished(self, share: float) -> str:
-        if self.by_threshold:
-            remedy = "lower --threshold or ramp it (--threshold 0.75 0.6), set --min-patches, or take entropy-topr"
-        else:
-            remedy = "raise --ratio"
         seen = f"{share:.0%} of the images of the last {WINDOW} steps have no masked patch"
-        return f"the mask has vanished: {seen}; {remedy}"
+        return f"the mask has vanished: {seen}; {self.strategy.remedy}"
 
     def ties(self) -> str:
         return (

@@ -10,8 +10,9 @@ import entmask_ext
 from train.methods import View
 
 
+@torch.no_grad()
 def step_statistics(
-    view: View, teacher_logits: Tensor, truth: Tensor, threshold: float, log: bool
+    view: View, teacher_logits: Tensor, truth: Tensor, threshold: float | None, log: bool
 ) -> dict[str, Tensor]:
     """How much is masked; on logged steps also what needs another pass over the pixels.
 
@@ -28,7 +29,8 @@ def step_statistics(
             "images_unmasked": (masked == 0).sum().float(),
         }
     if log:
-        seen["above_threshold"] = (entmask_ext.entropy_map(teacher_logits) >= threshold).float().mean()
+        if threshold is not None:
+            seen["above_threshold"] = (entmask_ext.entropy_map(teacher_logits) >= threshold).float().mean()
         seen["pseudo_dice"] = label_dice(view.labels, truth, teacher_logits.shape[1])
         if view.patches is not None and view.patch_size is not None:
             seen["foreground_masked"] = foreground_masked(view.labels, view.patches, view.patch_size)

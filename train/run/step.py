@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 
 from train.data.batches import Batch, Batches
 from train.device import autocast
-from train.methods import METHODS, Method, View
+from train.methods import View
 from train.networks import build_network
 from train.run import losses
 from train.run.config import FitConfig
 from train.run.processes import Processes
-from train.run.recipes import settings
 from train.run.schedule import Schedule
 from train.run.statistics import step_statistics
 from train.run.timing import StepTimer
@@ -67,9 +65,8 @@ class Trainer:
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
-        self.settings: SimpleNamespace = settings(config)
-        self.method: Method = METHODS[config.method]
-        self.schedule = Schedule(iterations, self.settings)
+        self.config = config
+        self.schedule = Schedule(iterations, config)
         self.labelled, self.unlabelled = labelled, unlabelled
         self.device = device
         self.processes = processes or Processes()
@@ -78,40 +75,38 @@ class Trainer:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(config.teacher.teacher_mode == "train")
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=self.settings.lr, momentum=0.9, weight_decay=1e-4
+            self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
-        self.precision = config.autocast
-        self.class_weight = losses.class_weights(self.settings, device)
+        self.class_weight = losses.class_weights(config.loss, config.data.classes, device)
         self.timer = StepTimer(device)
 
     @property
     def judged(self) -> nn.Module:
-        return self.teacher if self.settings.judge == "teacher" else self.student
+        return self.teacher if self.config.teacher.judge == "teacher" else self.student
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.device, self.precision)
+        return autocast(self.device, self.config.autocast)
 
     def step(self, step: int, log: bool = False) -> Step:
         """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
-        schedule, timer = self.schedule, self.timer
+        schedule, timer, loss_config = self.schedule, self.timer, self.config.loss
         timer.start()
-        seed_step(self.settings.seed, step, self.processes.rank)
+        seed_step(self.config.seed, step, self.processes.rank)
         host = {"lr": schedule.lr(step), "consistency_weight": 0.0}
         labelled = self.labelled.at(step)
         images = labelled.images
         unlabelled = teacher_logits = view = None
         weight = schedule.consistency_weight(step)
-        if self.method.strategy is not None and self.unlabelled is not None and weight > 0:
-            host |= {"consistency_weight": weight, "ratio": schedule.ratio(step), "threshold": schedule.threshold(step)}
+        if self.unlabelled is not None and weight > 0:
+            time = schedule.time(step)
+            host |= {"consistency_weight": weight, **self.config.mask.at(time)}
             unlabelled = self.unlabelled.at(step)
             timer.mark("data")
             with torch.no_grad(), self.autocast():
                 teacher_logits = self.teacher(unlabelled.images)
             timer.mark("teacher")
-            view = self.method.strategy.view(
-                unlabelled.images, teacher_logits, self.settings, host["ratio"], host["threshold"]
-            )
+            view = self.config.mask.view(unlabelled.images, teacher_logits, time)
             timer.mark("mask")
             images = torch.cat([images, view.images])
         else:
@@ -119,12 +114,12 @@ class Trainer:
         with self.autocast():
             logits = self.student(images)
             timer.mark("student")
-            supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, self.settings)
+            supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, loss_config)
             loss = supervised.total
             device = {"supervised": loss, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
             if view is not None:
                 consistency = losses.unlabelled_loss(
-                    logits[len(labelled.images) :], view, self.settings, self.class_weight
+                    logits[len(labelled.images) :], view, loss_config, self.class_weight
                 )
                 loss = loss + weight * consistency.total
                 device |= {
@@ -136,11 +131,10 @@ class Trainer:
         device["loss"] = loss
         timer.mark("loss")
         self.backward(loss, host["lr"])
-        update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.settings.ema_buffers)
+        update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.config.teacher.ema_buffers)
         timer.mark("optimizer")
-        with torch.no_grad():
-            if view is not None and unlabelled is not None and teacher_logits is not None:
-                device |= step_statistics(view, teacher_logits, unlabelled.labels, host["threshold"], log)
+        if view is not None and unlabelled is not None and teacher_logits is not None:
+            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
         return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
 
     def backward(self, loss: Tensor, lr: float) -> None:
@@ -152,7 +146,7 @@ class Trainer:
         self.processes.average_(p.grad for p in self.student.parameters() if p.grad is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        own = (self.student,) if self.settings.ema_buffers else (self.student, self.teacher)
+        own = (self.student,) if self.config.teacher.ema_buffers else (self.student, self.teacher)
         self.processes.average_(b for network in own for b in network.buffers() if b.is_floating_point())
 
     def state_dict(self) -> dict[str, Any]:
