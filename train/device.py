@@ -1,10 +1,14 @@
-"""The device that a name means on this machine."""
+"""The device that a name means on this machine, and the precision of networks on it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any, Literal
 
 import torch
+
+Precision = Literal["no", "bf16", "fp16"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,3 +27,10 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not usable here: {error}") from None
     return device
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision of what runs inside; no: as the tensors are."""
+    if precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

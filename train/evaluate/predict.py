@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         description = Description()
         print(f"{config.checkpoint} does not say how its data were scaled: taken to be {description.scaling}")
     image = scale(volume.voxels, description.scaling, config.image)
-    labels = predict_volume(network, image, fit.data.size)
+    labels = predict_volume(network, image, fit.data.size, fit.autocast)
     nifti.save_labels(output, labels, volume)
     counts = np.bincount(labels.ravel(), minlength=fit.data.classes)
     print(f"{output}: " + ", ".join(f"class {c} {count} voxels" for c, count in enumerate(counts)))

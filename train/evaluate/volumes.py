@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from train.data.layout import Spacing
+from train.device import Precision, autocast
 from train.evaluate.metrics import METRICS, VOXELS, measure
 
 Row = dict[str, Any]
@@ -28,18 +29,22 @@ def resize(volume: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def predict_volume(network: nn.Module, volume: np.ndarray, size: tuple[int, int], batch: int = 16) -> np.ndarray:
+def predict_volume(
+    network: nn.Module, volume: np.ndarray, size: tuple[int, int], precision: Precision = "no", batch: int = 16
+) -> np.ndarray:
     """Labels (D, H, W) uint8 of a volume (D, H, W) in [0, 1], slice by slice.
 
     Slices are resized to `size` and labels back, by nearest neighbour. The network, images (N, 1, *size) -> logits
-    (N, K, *size) with K <= 255, runs in eval mode on its own device and is left in the mode it was in.
+    (N, K, *size) with K <= 255, runs in eval mode and mixed precision on its own device and is left in the mode it was
+    in.
     """
     device = next(network.parameters()).device
     images = torch.from_numpy(resize(volume.astype(np.float32, copy=False), size))[:, None]
     was = network.training
     network.eval()
     try:
-        parts = [network(part.to(device)).argmax(1).to(torch.uint8).cpu() for part in images.split(batch)]
+        with autocast(device, precision):
+            parts = [network(part.to(device)).argmax(1).to(torch.uint8).cpu() for part in images.split(batch)]
     finally:
         network.train(was)
     height, width = volume.shape[1:]
@@ -53,6 +58,7 @@ def evaluate_volumes(
     num_classes: int,
     metrics: Sequence[str] = METRICS,
     spacings: Mapping[str, Spacing] | None = None,
+    precision: Precision = "no",
     progress: bool = False,
 ) -> list[Row]:
     """One row a volume: {"case": name, "dice_1": ..., "dice_mean": ..., "empty_1": ...}, see metrics.measure.
@@ -61,7 +67,7 @@ def evaluate_volumes(
     """
     rows: list[Row] = []
     for name, (image, label) in tqdm(volumes.items(), disable=not progress, unit="volume", leave=False):
-        prediction = predict_volume(network, image, size)
+        prediction = predict_volume(network, image, size, precision)
         spacing = VOXELS if spacings is None else spacings[name]
         rows.append({"case": name, **measure(prediction, label, num_classes, metrics, spacing)})
     return rows

@@ -199,7 +199,10 @@ class Run:
         """Judges the network, then saves: the best first, so that last.pt never promises more than there is."""
         if self.processes.writes:
             data, judge = self.config.data, self.config.teacher.judge
-            rows = evaluate_volumes(self.trainer.judged, self.volumes, data.size, data.classes, metrics=("dice",))
+            rows = evaluate_volumes(
+                self.trainer.judged, self.volumes, data.size, data.classes,
+                metrics=("dice",), precision=self.config.autocast,
+            )  # fmt: skip
             names = [name for name in rows[0] if name.startswith("dice_")]
             scores = {name: mean_of([row[name] for row in rows]) for name in names}
             self.monitor.write([{"kind": "validation", "step": done, "network": judge, **scores}])
@@ -221,7 +224,7 @@ class Run:
         logits = step.teacher_logits
         if logits is None:  # no consistency at this step: the teacher is asked for the picture alone
             was = self.trainer.teacher.training
-            with torch.no_grad():
+            with torch.no_grad(), self.trainer.autocast():
                 logits = self.trainer.teacher.eval()(batch.images)
             self.trainer.teacher.train(was)
         view = step.view

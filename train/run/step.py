@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.batches import Batch, Batches
+from train.device import autocast
 from train.methods import View
 from train.networks import build_network
 from train.run import losses
@@ -77,7 +78,6 @@ class Trainer:
             self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
-        self.autocast_dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.autocast]
         self.class_weight = losses.class_weights(config.loss, config.data.classes, device)
         self.timer = StepTimer(device)
 
@@ -86,9 +86,7 @@ class Trainer:
         return self.teacher if self.config.teacher.judge == "teacher" else self.student
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
+        return autocast(self.device, self.config.autocast)
 
     def step(self, step: int, log: bool = False) -> Step:
         """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
