@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
 
@@ -44,5 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def speak_utf8() -> None:
+    """Runs on in UTF-8 mode where the locale is ASCII (LC_ALL=C): libraries fail on paths that are not.
+
+    Characters that a terminal cannot show are printed as escapes.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 if __name__ == "__main__":
+    speak_utf8()
     sys.exit(main())

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+Precision = Literal["no", "bf16", "fp16"]
+
 
 def pick_device(name: str) -> torch.device:
     """auto: this process's GPU if there is one, else the CPU; or the device of that name.
@@ -27,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: Literal["no", "bf16", "fp16"]) -> contextlib.AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision of what runs inside; no: as the tensors are."""
     if precision == "no":
         return contextlib.nullcontext()

@@ -43,6 +43,11 @@ def sync(file: IO[Any]) -> None:
             raise
 
 
+def reason(error: BaseException) -> str:
+    """What a library's exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def remove_parts(folder: Path) -> None:
     """Removes what a killed process left half-written."""
     for part in folder.glob("**/.*.part"):

@@ -29,6 +29,8 @@ from train.evaluate.volumes import evaluate_volumes, nearest, predict_volume, re
 from train.networks import build_network
 from train.run import checkpoint
 from train.run.config_file import to_json
+from train.run.fit import fit
+from train.run.monitor import read_rows
 
 
 class Reader(nn.Module):
@@ -166,7 +168,7 @@ def test_bad_splits(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.list does not exist"):
         read_split(root, "test", 4)
     (root / "val.list").write_text("\n")
-    with pytest.raises(ValueError, match=r"val\.list names no volume"):
+    with pytest.raises(ValueError, match=r"val\.list names nothing"):
         read_split(root, "val", 4)
     (root / "val.list").write_text("patient007_frame01\n")
     with pytest.raises(FileNotFoundError, match=r"patient007_frame01\.h5 does not exist"):
@@ -195,7 +197,7 @@ def run(tmp_path: Path) -> Path:
     """A run folder with a best and a last checkpoint, four networks in all, none of them trained."""
     config = tiny_config(write_tiny(tmp_path / "data"), tmp_path / "run")
     for i, name in enumerate(("best", "last")):
-        state = {"student": weights(2 * i), "teacher": weights(2 * i + 1), "config": to_json(config)}
+        state = {"student": weights(2 * i), "teacher": weights(2 * i + 1), "config": to_json(config), "step": 4 * i}
         checkpoint.save(tmp_path / "run" / "checkpoints" / f"{name}.pt", state)
     return tmp_path / "run"
 
@@ -213,7 +215,8 @@ def test_evaluate_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name in ("best", "last"):
         network, _ = checkpoint.load_network(run / "checkpoints" / f"{name}.pt")
         rows = evaluate_volumes(network, {"patient005_frame01": (image, label)}, (32, 32), 4)
-        assert rows_of(run / "evaluation" / f"val_{name}.csv") == [{k: str(v) for k, v in rows[0].items()}]
+        about = {"checkpoint": name, "step": 4 * (name == "last"), "network": "student", "unit": "voxel", "data": root}
+        assert rows_of(run / "evaluation" / f"val_{name}.csv") == [{k: str(v) for k, v in (rows[0] | about).items()}]
         assert format_table(rows) in printed
     assert rows_of(run / "evaluation" / "val_best.csv") != rows_of(run / "evaluation" / "val_last.csv")
 
@@ -221,11 +224,45 @@ def test_evaluate_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_evaluate_one_checkpoint_of_the_teacher_on_train(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--split", "train", "--checkpoint", "last", "--network", "teacher", "--device", "cpu"]
     assert command(["evaluate", str(run), *options]) == 0
-    assert "last.pt (teacher), 4 volumes" in capsys.readouterr().out
-    assert [p.name for p in (run / "evaluation").iterdir()] == ["train_last.csv"]
-    assert [row["case"] for row in rows_of(run / "evaluation" / "train_last.csv")] == [
+    assert "last.pt (step 4, teacher), 4 volumes" in capsys.readouterr().out
+    assert [p.name for p in (run / "evaluation").iterdir()] == ["train_last_teacher.csv"]
+    assert [row["case"] for row in rows_of(run / "evaluation" / "train_last_teacher.csv")] == [
         f"patient{i:03d}_frame01" for i in (1, 2, 3, 4)
     ]
+
+
+def test_every_answer_keeps_its_file(run: Path, tmp_path: Path) -> None:
+    """Another network, unit or data set writes over nothing; two folders of one name are two data sets."""
+    roots = [write_tiny(tmp_path / place / "data") for place in ("here", "there")]
+    for root in (run.parent / "data", *roots):
+        path = volume_path(root, "patient005_frame01")
+        write_volume(path, *read_volume(path, 4), (2.0, 2.0, 2.0))
+    seen: dict[Path, bytes] = {}
+    own = str(run.parent / "data")
+    for options, about in (
+        ([], ("student", "voxel", own)),
+        (["--network", "teacher"], ("teacher", "voxel", own)),
+        (["--unit", "mm"], ("student", "mm", own)),
+        *((["--root", str(root)], ("student", "voxel", str(root))) for root in roots),
+        (["--network", "teacher", "--unit", "mm", "--root", str(roots[0])], ("teacher", "mm", str(roots[0]))),
+    ):
+        assert command(["evaluate", str(run), "--checkpoint", "last", "--device", "cpu", *options]) == 0
+        written = {path: path.read_bytes() for path in (run / "evaluation").iterdir()}
+        (new,) = written.keys() - seen.keys()
+        assert written.items() >= seen.items()
+        (row,) = rows_of(new)
+        assert (row["network"], row["unit"], row["data"]) == about and (row["checkpoint"], row["step"]) == ("last", "4")
+        seen = written
+    assert command(["evaluate", str(run), "--network", "student", "--root", own, "--device", "cpu"]) == 0  # the default
+    assert {path.name for path in (run / "evaluation").iterdir()} == {path.name for path in seen} | {"val_best.csv"}
+
+
+def test_a_run_folder_that_cannot_be_written_gives_its_answer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "evaluation").write_text("in the way")
+    assert command(["evaluate", str(run), "--device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    assert "best.pt" in printed.out and "last.pt" in printed.out and printed.out.count("HD95") == 2
+    assert "evaluation" in printed.err and "Traceback" not in printed.err
 
 
 def test_evaluate_in_millimetres(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,13 +274,34 @@ def test_evaluate_in_millimetres(run: Path, capsys: pytest.CaptureFixture[str]) 
     image, label = read_volume(path, 4)
     write_volume(path, image, label, (2.0, 2.0, 2.0))
     assert command(options) == 0
-    (mm,) = rows_of(run / "evaluation" / "val_best.csv")
+    (mm,) = rows_of(run / "evaluation" / "val_best_mm.csv")
     assert command([*options, "--unit", "voxel"]) == 0
     (voxels,) = rows_of(run / "evaluation" / "val_best.csv")
     measured = [c for c in (1, 2, 3) if not math.isnan(float(mm[f"asd_{c}"]))]
     assert measured
     for c in measured:
         assert float(mm[f"asd_{c}"]) == pytest.approx(2 * float(voxels[f"asd_{c}"])) != 0
+
+
+def test_evaluate_gives_the_validations_dice_under_the_runs_autocast(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    folder, seen = tmp_path / "run", []
+
+    def note(network: nn.Module, *_: object) -> None:
+        if not network.training and torch.is_inference_mode_enabled():
+            seen.append(torch.is_autocast_enabled("cpu"))
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        fit(tiny_config(write_tiny(tmp_path / "data"), folder, autocast="bf16", iterations=4, lr=0.5))
+        trained = len(seen)
+        assert command(["evaluate", str(folder), "--checkpoint", "last", "--device", "cpu"]) == 0
+    finally:
+        handle.remove()
+    assert trained and len(seen) == 2 * trained and all(seen)
+    (row,) = rows_of(folder / "evaluation" / "val_last.csv")
+    (validation,) = (r for r in read_rows(folder / "metrics.jsonl") if r["kind"] == "validation")
+    assert float(row["dice_mean"]) == validation["dice_mean"]
 
 
 def test_evaluate_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +367,36 @@ def test_predict_scaled_uncompressed_by_the_teacher(run: Path, tmp_path: Path) -
     np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "scan.nii").affine)
 
 
+@pytest.mark.parametrize("scaling", ["min-max", "z-score", "none", "not stated"])
+def test_predict_scales_as_the_training_data(
+    run: Path, tmp_path: Path, scaling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = np.random.default_rng(6).uniform(-0.5, 3, (40, 30, 3)).astype(np.float32)
+    path, best = write_nifti(tmp_path / "scan.nii.gz", data), run / "checkpoints" / "best.pt"
+    if scaling != "not stated":
+        checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": scaling, "classes": []}})
+    assert command(["predict", str(best), str(path), "--device", "cpu"]) == 0
+    assert ("does not say how its data were scaled: taken to be min-max" in capsys.readouterr().out) is (
+        scaling == "not stated"
+    )
+    network, _ = checkpoint.load_network(best)
+    low, high, mean, std = (np.float64(f(data)) for f in (np.min, np.max, np.mean, np.std))
+    minmax = (data - low) / (high - low)
+    scaled = {"min-max": minmax, "not stated": minmax, "z-score": (data - mean) / std, "none": data}
+    expected = {name: predict_volume(network, volume.T, (32, 32)) for name, volume in scaled.items()}
+    got = np.asarray(nibabel.load(tmp_path / "scan_labels.nii.gz").dataobj).T
+    for name, labels in expected.items():
+        same = name == scaling or {name, scaling} == {"min-max", "not stated"}
+        assert (np.mean(got != labels) < 1e-3) is same, name
+
+
+def test_evaluate_data_of_another_scaling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = run / "checkpoints" / "best.pt"
+    checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": "z-score", "classes": []}})
+    assert command(["evaluate", str(run), "--checkpoint", "best", "--device", "cpu"]) == 1
+    assert f"is of scaling none, checkpoint {best} was trained on z-score" in capsys.readouterr().err
+
+
 def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     rng = np.random.default_rng(7)
     volume = rng.random((8, 9, 3)).astype(np.float32)
@@ -320,13 +408,16 @@ def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     return {
-        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged or cut off"),
+        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged, cut off or no NIfTI file"),
         "short": (tmp_path / "short.nii", r"short\.nii is damaged or cut off"),
-        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged or no NIfTI file"),
-        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged or no NIfTI file"),
+        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged, cut off or no NIfTI file"),
+        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged, cut off or no NIfTI file"),
         "missing": (tmp_path / "no.nii.gz", r"no\.nii\.gz does not exist"),
         "suffix": (tmp_path / "scan.dcm", r"scan\.dcm must end in \.nii\.gz or \.nii"),
-        "4-D": (write_nifti(tmp_path / "4d.nii.gz", volume[..., None]), r"\(X, Y, Z\), got shape \(8, 9, 3, 1\)"),
+        "4-D": (
+            write_nifti(tmp_path / "4d.nii.gz", np.stack([volume] * 2, -1)),
+            r"\(X, Y, Z\), got shape \(8, 9, 3, 2\)",
+        ),
         "NaN": (write_nifti(tmp_path / "nan.nii.gz", nan), r"nan\.nii\.gz must be finite, got 1 NaN"),
         "constant": (write_nifti(tmp_path / "flat.nii.gz", volume * 0 + 2), r"flat.* is the same everywhere \(2\)"),
         "colours": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     config = tiny_config(root, folder, panel_every=4)
     assert main(command(config)) == 0
     out = capsys.readouterr().out
-    for said in ("validation Dice of the student", "time a step", "panels/step_000008.png", str(folder)):
+    data = "labelled: 2 patients, 6 slices; unlabelled: 2 patients, 6 slices; validation: 1 volumes; intensities: none"
+    for said in (data, "validation Dice of the student", "time a step", "panels/step_000008.png", str(folder)):
         assert said in out
     assert (folder / "validation.txt").read_text() in out
     assert from_json((folder / "config.json").read_text(), folder) == config
@@ -56,7 +58,9 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     for which, of in (("judged", "student"), ("teacher", "teacher")):
         network, saved = checkpoint.load_network(folder / "checkpoints" / "last.pt", which)
         assert saved == config and not network.training
-        state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)[of]
+        state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+        assert state["data_set"] == {"scaling": "none", "classes": []}
+        state = state[of]
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert read_run(folder).summary()["masked"] == 0.5
 
@@ -209,6 +213,51 @@ def test_missing_data_is_named_before_anything_is_written(
         named = file.name
     assert main(command(tiny_config(root, tmp_path / "run"))) == 1
     assert named in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_what_it_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And goes on with that alone."""
+    root, folder = write_tiny(tmp_path / "data"), tmp_path / "run"
+    arguments = command(tiny_config(root, folder, iterations=2))
+    (root / "test.list").write_text("patient003_frame02\npatient009_frame01\n")
+    assert main(arguments) == 0
+    shared = "train.list and test.list share patient003: these patients are not unseen"
+    assert f"warning: {root}/{shared}" in capsys.readouterr().out
+    kept = json.loads((folder / "data.json").read_text())
+    assert kept == {
+        "labelled_patients": ["patient001", "patient002"], "labelled_slices": 6,
+        "unlabelled_patients": ["patient003", "patient004"], "unlabelled_slices": 6,
+        "validation_volumes": ["patient005_frame01"], "scaling": "none", "warnings": [f"{root}/{shared}"],
+    }  # fmt: skip
+    (root / "test.list").unlink()
+    assert main(arguments) == 0
+    slices = (root / "train_slices.list").read_text()
+    (root / "train_slices.list").write_text(slices.replace("patient002_frame01_slice_2\n", ""))
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert f"{folder / 'data.json'} is of other data, labelled_slices 6 -> 5" in capsys.readouterr().err
+    (root / "train_slices.list").write_text(slices)
+    (folder / "data.json").write_text("{")
+    assert main(arguments) == 1
+    assert "data.json is damaged: remove it" in capsys.readouterr().err
+    (folder / "data.json").unlink()
+    assert main(arguments) == 0 and (folder / "data.json").is_file()
+
+
+@pytest.mark.parametrize("where", ["slices", "val"])
+def test_images_of_another_range_than_stated(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tiny(tmp_path / "data")
+    for file in (root / "data").rglob("*.h5"):
+        with h5py.File(file, "a") as h5:
+            image, label = np.clip(h5["image"][()], 0, 1), h5["label"][()]
+        image[..., :2, 0] = 0, 1
+        write_h5(file, image * (255 if where == "slices" or file.parent.name == "data" else 1), label)
+    (root / "data_set.json").unlink()
+    assert main(command(tiny_config(root, tmp_path / "run"))) == 1
+    error = capsys.readouterr().err
+    named = "patient001_frame01_slice_1.h5" if where == "slices" else "patient005_frame01.h5"
+    assert named in error and "scaling min-max, got [0, 255]; state its scaling in" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

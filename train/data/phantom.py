@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.anatomy import draw_patient
+from train.data.description import Description, write_description
 from train.data.layout import slice_path, volume_path, write_list, write_slice, write_volume
+from train.data.scaling import MIN_MAX
 from train.files import locked, write_atomically
 
 ROOT = Path("data/phantom")
 VERSION = 1  # raised when the same settings draw other images
+DESCRIPTION = Description(MIN_MAX, ("background", "right ventricle", "myocardium", "left ventricle"))
 MARKER = "phantom.json"  # written last: a folder that has it is whole
 
 
@@ -72,6 +75,7 @@ def check_phantom(root: Path, settings: dict[str, int]) -> None:
 
 
 def write_phantom(root: Path, counts: dict[str, int], seed: int) -> None:
+    write_description(root, DESCRIPTION)
     number = 0
     for split, count in counts.items():
         names: list[str] = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from zlib import crc32
 
 import tyro
 
@@ -25,7 +27,8 @@ from train.run.folder import RunFolder
 class Config:
     """Judge the best and the last checkpoint of a run on whole volumes.
 
-    Prints a table per class and writes one row a volume to RUN/evaluation/SPLIT_CHECKPOINT.csv.
+    Prints a table per class and writes one row per volume to RUN/evaluation/SPLIT_CHECKPOINT.csv. Another network,
+    unit or data set than the default has a file of its own: SPLIT_CHECKPOINT_teacher_mm_FOLDER-CHECKSUM.csv.
     """
 
     #: Run folder, as `python -m train fit` wrote it.
@@ -45,21 +48,42 @@ class Config:
 
 
 def main(config: Config) -> None:
-    folder = RunFolder(config.run)
+    folder, device = RunFolder(config.run), pick_device(config.device)
     which: tuple[Literal["best", "last"], ...]
     which = ("best", "last") if config.checkpoint == "both" else (config.checkpoint,)
+    loaded = {name: checkpoint.load_network(folder.checkpoint(name), config.network, device) for name in which}
+    _, fit = loaded[which[0]]
+    own = fit.data.root or ROOT
+    root = config.root or (own if fit.data.root else ensure_phantom(own))
     for name in which:
+        checkpoint.check_same_scaling(folder.checkpoint(name), root)
+    volumes = read_split(root, config.split, fit.data.classes)
+    spacings = own_spacings(root, volumes) if config.unit == "mm" else None
+    who = fit.teacher.judge if config.network == "judged" else config.network
+    suffix = ""
+    if who != fit.teacher.judge:
+        suffix += f"_{who}"
+    if config.unit != "voxel":
+        suffix += f"_{config.unit}"
+    if root.resolve() != own.resolve():
+        suffix += f"_{root.resolve().name}-{crc32(os.fsencode(root.resolve())):08x}"
+    files: dict[Path, list[Row]] = {}
+    for name, (network, _) in loaded.items():
         path = folder.checkpoint(name)
-        network, fit = checkpoint.load_network(path, config.network, pick_device(config.device))
-        root = config.root or fit.data.root or ensure_phantom(ROOT)
-        volumes = read_split(root, config.split, fit.data.classes)
-        spacings = own_spacings(root, volumes) if config.unit == "mm" else None
-        rows = evaluate_volumes(network, volumes, fit.data.size, fit.data.classes, spacings=spacings, progress=True)
-        table = folder.evaluation(f"{config.split}_{name}")
-        write_atomically(table, to_csv(rows).encode())
-        who = fit.teacher.judge if config.network == "judged" else config.network
-        print(f"\n{path} ({who}), {len(rows)} volumes of {root / config.split}.list, distances in {config.unit}s")
-        print(f"{format_table(rows)}per volume: {table}")
+        step = checkpoint.load(path, ("step",))["step"]
+        rows = evaluate_volumes(
+            network, volumes, fit.data.size, fit.data.classes,
+            spacings=spacings, precision=fit.autocast, progress=True,
+        )  # fmt: skip
+        table = folder.evaluation(f"{config.split}_{name}{suffix}")
+        about = {"checkpoint": name, "step": step, "network": who, "unit": config.unit, "data": str(root.resolve())}
+        files[table] = [row | about for row in rows]
+        print(
+            f"\n{path} (step {step}, {who}), {len(rows)} volume{'s' * (len(rows) > 1)} of {root / config.split}.list, "
+            f"distances in {config.unit}s\n{format_table(rows)}per volume: {table}"
+        )
+    for table, rows in files.items():  # after the printing: a run folder that cannot be written gives its answer too
+        write_atomically(table, to_csv(rows).encode(errors="surrogateescape"))
 
 
 def to_csv(rows: Sequence[Row]) -> str:

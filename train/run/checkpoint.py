@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from train.files import write_atomically
+from train.data.description import Description, from_plain, read_description
+from train.files import reason, write_atomically
 from train.networks import build_network
 from train.run.config import FitConfig
 from train.run.config_file import from_json
@@ -36,7 +37,7 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     if not isinstance(state, dict) or not {"student", "teacher"} & state.keys():
         raise ValueError(f"checkpoint {path} was not written by train fit")
     for part in parts:
@@ -56,5 +57,18 @@ def load_network(
     try:
         network.load_state_dict(state[part])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {path}: {part!r} does not fit: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"checkpoint {path}: {part!r} does not fit: {reason(error)[:200]}") from None
     return network.eval(), config
+
+
+def load_description(path: Path) -> Description | None:
+    """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
+    state = load(path, ())
+    return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
+
+
+def check_same_scaling(path: Path, root: Path) -> None:
+    """Raises ValueError if root's images are scaled in another way than those that the checkpoint was trained on."""
+    trained, given = load_description(path), read_description(root)
+    if trained is not None and trained.scaling != given.scaling:
+        raise ValueError(f"{root} is of scaling {given.scaling}, checkpoint {path} was trained on {trained.scaling}")

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from train.data.batches import Slices
+from train.data.description import read_description
 from train.data.layout import labelled_slices
 from train.data.phantom import ROOT, ensure_phantom
+from train.data.summary import check_same_data, summarise
 from train.data.volumes import read_split
 from train.device import pick_device
 from train.files import check_writable, locked
@@ -50,6 +52,8 @@ def read_data(config: FitConfig, device: torch.device) -> Data:
         Slices(root, labelled, data.classes, device),
         Slices(root, unlabelled, data.classes, device) if strategy.unlabelled else None,
         read_split(root, "val", data.classes),
+        read_description(root, data.classes),
+        summarise(root, labelled, unlabelled if strategy.unlabelled else []),
     )
 
 
@@ -138,6 +142,7 @@ def fit(config: FitConfig) -> Path:
             before = check_same_run(folder, config)  # again: another start may have been quicker
             if before is not None:
                 check_length(folder, before, config, len(data.labelled))
+            check_same_data(folder.data, data.summary)
         processes.wait()
         return Run(config, folder, processes, device, data).run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from tqdm import tqdm
 
 import entmask_ext
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
+from train.data.description import Description
+from train.data.summary import summary_lines
 from train.data.volumes import Volumes
 from train.evaluate.pictures import save_panel
 from train.files import remove_parts, write_atomically
@@ -33,6 +36,8 @@ class Data(NamedTuple):
     labelled: Slices
     unlabelled: Slices | None
     volumes: Volumes
+    description: Description  # what the data set states, kept in the checkpoints
+    summary: dict[str, Any]  # kept in the run folder
 
 
 class Run:
@@ -40,6 +45,7 @@ class Run:
         self, config: FitConfig, folder: RunFolder, processes: Processes, device: torch.device, data: Data
     ) -> None:
         self.config, self.folder, self.processes = config, folder, processes
+        self.description, self.summary = data.description, data.summary
         schedule, size, interpolation = config.schedule, config.data.size, config.data.interpolation
         share = (config.seed, LABELLED, processes.rank, processes.size)
         labelled = Batches(data.labelled, schedule.labelled_batch, size, interpolation, *share)
@@ -57,6 +63,7 @@ class Run:
         if processes.writes:
             remove_parts(folder.path)
             write_atomically(folder.config, to_json(config).encode())
+            write_atomically(folder.data, (json.dumps(data.summary, indent=2) + "\n").encode())
         processes.wait()
         self.monitor = Monitor(folder, processes, Watch(config.mask, schedule.unlabelled_batch), self.start)
 
@@ -78,6 +85,8 @@ class Run:
         config, monitor = self.config, self.monitor
         where = f"step {self.start} of {self.iterations}, {self.trainer.device}"
         say(self.processes, f"{self.folder}: {config.method}, {where}")
+        for line in summary_lines(self.summary):
+            say(self.processes, line)
         bar = tqdm(
             total=self.iterations,
             initial=self.start,
@@ -137,8 +146,7 @@ class Run:
         better = False
         if self.validation is not None:
             judge = self.config.teacher.judge
-            with self.trainer.autocast():
-                scores = self.validation.dice(self.trainer.judged)
+            scores = self.validation.dice(self.trainer.judged, self.config.autocast)
             self.monitor.write([{"kind": "validation", "step": done, "network": judge, **scores}])
             say(self.processes, f"step {done}: validation Dice {scores['dice_mean']:.4f} ({judge})")
             self.last = {"step": done, **scores}
@@ -151,7 +159,7 @@ class Run:
         """The best first, so that last.pt never promises more than there is."""
         if self.processes.writes:
             told = {"step": done, "best": self.best, "last": self.last, "config": to_json(self.config)}
-            state = {**told, **self.trainer.state_dict()}
+            state = {**told, "data_set": self.description.plain(), **self.trainer.state_dict()}
             if best:
                 checkpoint.save(self.folder.checkpoint("best"), state)
             checkpoint.save(self.folder.checkpoint("last"), state)

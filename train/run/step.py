@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from train.data.batches import Batch, Batches
 from train.device import autocast
+from train.files import reason
 from train.methods import View
 from train.networks import build_network
 from train.run import losses
@@ -172,4 +173,4 @@ class Trainer:
             try:
                 getattr(self, name).load_state_dict(state[name])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{name!r} does not fit: {' '.join(str(error).split())[:200]}") from None
+                raise ValueError(f"{name!r} does not fit: {reason(error)[:200]}") from None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.volumes import Volumes
+from train.device import Precision
 from train.evaluate.metrics import mean_of
 from train.evaluate.volumes import predict_labels
 
@@ -17,11 +18,12 @@ class Validation:
         self.classes, self.size = classes, size
         self.volumes = [tuple(torch.from_numpy(array).to(device) for array in pair) for pair in volumes.values()]
 
-    def dice(self, network: nn.Module) -> dict[str, float]:
+    def dice(self, network: nn.Module, precision: Precision) -> dict[str, float]:
         """{"dice_1": ..., "dice_mean": ...}: means over the volumes, as train.evaluate.metrics.measure defines them."""
-        counts = [
-            overlap(predict_labels(network, image, self.size), label, self.classes) for image, label in self.volumes
-        ]
+        counts = []
+        for image, label in self.volumes:
+            labels = predict_labels(network, image, self.size, precision)
+            counts.append(overlap(labels, label, self.classes))
         rows = [[2 * both / either if either else 1.0 for both, either in row] for row in torch.stack(counts).tolist()]
         scores = {f"dice_{c}": mean_of([row[c - 1] for row in rows]) for c in range(1, self.classes)}
         return {**scores, "dice_mean": mean_of([mean_of(row) for row in rows])}
