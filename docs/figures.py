@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # train is no installed package
 
 import entmask_ext as em  # noqa: E402
-from train.checkpoint import write_atomically  # noqa: E402
-from train.phantom import draw_patient  # noqa: E402
+from train.data.anatomy import draw_patient  # noqa: E402
+from train.files import write_atomically  # noqa: E402
 
 FOLDER = ROOT / "docs" / "img"
 SLICES = ((1, 4), (4, 5))  # patient, slice

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
 
 import tyro
 
 COMMANDS = {
-    "fit": ("train.loop", "train a network; the same command continues a broken run"),
-    "evaluate": ("train.evaluate", "judge the best and the last checkpoint of a run"),
-    "predict": ("train.predict", "label a NIfTI volume with a checkpoint"),
-    "convert": ("train.convert", "turn ACDC as published into the h5 layout"),
-    "phantom": ("train.phantom", "write the embedded phantom data set"),
-    "methods": ("train.methods", "list the methods with their formulas"),
-    "report": ("train.report", "compare runs: table and figure"),
+    "fit": ("train.run.fit", "train a network; the same command continues a broken run"),
+    "evaluate": ("train.evaluate.evaluate", "judge the best and the last checkpoint of a run"),
+    "predict": ("train.evaluate.predict", "label a NIfTI volume with a checkpoint"),
+    "convert": ("train.data.convert", "turn a data set as published into the h5 layout"),
+    "phantom": ("train.data.phantom", "write the embedded phantom data set"),
+    "methods": ("train.run.methods", "list the methods with their formulas"),
+    "report": ("train.evaluate.report", "compare runs: table and figure"),
 }
 USAGE = "usage: python -m train COMMAND [--help]\n\n" + "\n".join(
     f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()
@@ -31,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unknown command {name!r}\n{USAGE}", file=sys.stderr)
         return 2
     module = import_module(COMMANDS[name][0])
-    config = tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
     try:
-        module.main(config)
+        options = {"default": module.default(rest)} if hasattr(module, "default") else {}
+        settings = (tyro.conf.OmitArgPrefixes,)
+        module.main(tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=settings, **options))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
@@ -43,5 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def speak_utf8() -> None:
+    """Runs on in UTF-8 mode where the locale is ASCII (LC_ALL=C): libraries fail on paths that are not.
+
+    Characters that a terminal cannot show are printed as escapes.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 if __name__ == "__main__":
+    speak_utf8()
     sys.exit(main())

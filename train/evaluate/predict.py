@@ -1,0 +1,89 @@
+"""`python -m train predict`: a checkpoint and a raw NIfTI volume give a NIfTI of labels."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from train.data import nifti
+from train.data.description import Description
+from train.data.scaling import scale
+from train.device import pick_device
+from train.evaluate.pictures import overlay
+from train.evaluate.volumes import predict_volume
+from train.files import check_writable, write_atomically
+from train.run import checkpoint
+
+COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Label a NIfTI volume of short-axis slices with a checkpoint.
+
+    The intensities are scaled as the data set states that the network was trained on.
+    """
+
+    #: Checkpoint of `python -m train fit`: RUN/checkpoints/best.pt.
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    #: Volume (X, Y, Z) of finite real numbers, .nii.gz or .nii; the slices are its planes of constant Z.
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    #: Where the labels go, on the image's grid and affine. None: beside the image, as <image>_labels.nii.gz.
+    output: Path | None = None
+    #: Picture (.png) of every slice with its labels.
+    overlay: Path | None = None
+    #: Which of the two networks; judged: the one that validation judged during training.
+    network: Literal["judged", "student", "teacher"] = "judged"
+    #: auto: cuda if there is one, else cpu; or any torch device.
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    output = config.output or config.image.with_name(f"{nifti.stem(config.image)}_labels.nii.gz")
+    nifti.stem(output)
+    if output.resolve() == config.image.resolve():
+        raise ValueError(f"output {output} is the image itself")
+    if config.overlay is not None and config.overlay.suffix != ".png":
+        raise ValueError(f"overlay must end in .png, got {config.overlay}")
+    for path in (output, config.overlay):
+        if path is not None:
+            check_writable(path.parent)
+    volume = nifti.read(config.image)
+    network, fit = checkpoint.load_network(config.checkpoint, config.network, pick_device(config.device))
+    description = checkpoint.load_description(config.checkpoint)
+    if description is None:
+        description = Description()
+        print(f"{config.checkpoint} does not say how its data were scaled: taken to be {description.scaling}")
+    image = scale(volume.voxels, description.scaling, config.image)
+    labels = predict_volume(network, image, fit.data.size, fit.autocast)
+    nifti.save_labels(output, labels, volume)
+    counts = np.bincount(labels.ravel(), minlength=fit.data.classes)
+    print(f"{output}: " + ", ".join(f"class {c} {count} voxels" for c, count in enumerate(counts)))
+    if config.overlay is not None:
+        save_overlay(config.overlay, image, labels)
+        print(f"picture: {config.overlay}")
+
+
+def save_overlay(path: Path, image: np.ndarray, labels: np.ndarray) -> None:
+    """Every slice of image (D, H, W) with its labels over it."""
+    depth, height, width = image.shape
+    rows, columns = ceil(depth / COLUMNS), min(depth, COLUMNS)
+    figure = Figure(figsize=(2.4 * columns, 2.4 * rows * height / width), layout="constrained")
+    FigureCanvasAgg(figure)
+    low, high = np.percentile(image, (0.5, 99.5))
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.set_axis_off()
+    for axis, plane, label in zip(figure.axes, image, labels, strict=False):
+        axis.imshow(plane, cmap="gray", vmin=low, vmax=high)
+        overlay(axis, label)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,176 @@
+"""One step of the mean teacher (Tarvainen and Valpola, NeurIPS 2017) with a masked student."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.data.batches import Batch, Batches
+from train.device import autocast
+from train.files import reason
+from train.methods import View
+from train.networks import build_network
+from train.run import losses
+from train.run.config import FitConfig
+from train.run.processes import Processes
+from train.run.schedule import Schedule
+from train.run.statistics import step_statistics
+from train.run.timing import StepTimer
+
+
+class Step(NamedTuple):
+    """What one step leaves: numbers known on the host, 0-d tensors still on the device, and what it worked on."""
+
+    host: dict[str, float]
+    device: dict[str, Tensor]
+    labelled: Batch
+    unlabelled: Batch | None
+    teacher_logits: Tensor | None
+    view: View | None
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Masks and dropout of a step depend on nothing before it, so that a run continues anywhere as if unbroken."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """In train mode batch norm still normalises by the batch's statistics, but no longer moves its own by them."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats = False
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool) -> None:
+    """teacher = decay teacher + (1 - decay) student; counters are copied."""
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
+    if buffers:
+        for mine, its in zip(teacher.buffers(), student.buffers(), strict=True):
+            if mine.is_floating_point():
+                ours.append(mine)
+                theirs.append(its)
+            else:
+                mine.copy_(its)
+    torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+
+
+class Trainer:
+    """Student, teacher, optimizer and the step that moves them."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        iterations: int,
+        labelled: Batches,
+        unlabelled: Batches | None,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config = config
+        self.schedule = Schedule(iterations, config)
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.device = device
+        self.processes = processes or Processes()
+        torch.manual_seed(config.seed)
+        self.student = build_network(config.model, config.data.classes).to(device)
+        if config.sync_batch_norm:
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher.train(config.teacher.teacher_mode == "train")
+        if config.teacher.ema_buffers:
+            keep_statistics(self.teacher)
+        self.parallel = self.processes.parallel(self.student)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.autocast == "fp16")
+        self.class_weight = losses.class_weights(config.loss, config.data.classes, device)
+        self.timer = StepTimer(device)
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.teacher if self.config.teacher.judge == "teacher" else self.student
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.device, self.config.autocast)
+
+    def step(self, step: int, log: bool = False) -> Step:
+        """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
+        schedule, timer, loss_config = self.schedule, self.timer, self.config.loss
+        timer.start()
+        seed_step(self.config.seed, step, self.processes.rank)
+        host = schedule.at(step)
+        labelled = self.labelled.at(step)
+        images = labelled.images
+        unlabelled = teacher_logits = view = None
+        weight = host["consistency_weight"]
+        if self.unlabelled is not None and weight > 0:
+            unlabelled = self.unlabelled.at(step)
+            timer.mark("data")
+            with torch.no_grad(), self.autocast():
+                teacher_logits = self.teacher(unlabelled.images)
+            timer.mark("teacher")
+            view = self.config.mask.view(unlabelled.images, teacher_logits, schedule.time(step))
+            timer.mark("mask")
+            images = torch.cat([images, view.images])
+        else:
+            timer.mark("data")
+        with self.autocast():
+            logits = self.parallel(images)
+            timer.mark("student")
+            supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, loss_config)
+            loss = supervised.total
+            device = {"supervised": loss, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
+            if view is not None:
+                consistency = losses.unlabelled_loss(
+                    logits[len(labelled.images) :], view, loss_config, self.class_weight
+                )
+                loss = loss + weight * consistency.total
+                device |= {
+                    "consistency": consistency.total,
+                    "consistency_ce_masked": consistency.ce_masked,
+                    "consistency_ce_visible": consistency.ce_visible,
+                    "consistency_dice": consistency.dice,
+                }
+        device["loss"] = loss
+        timer.mark("loss")
+        self.backward(loss, host["lr"])
+        update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.config.teacher.ema_buffers)
+        timer.mark("optimizer")
+        if view is not None and unlabelled is not None and teacher_logits is not None:
+            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
+        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+
+    def backward(self, loss: Tensor, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.timer.mark("backward")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        own = (self.student,) if self.config.teacher.ema_buffers else (self.student, self.teacher)
+        self.processes.average_(b for network in own for b in network.buffers() if b.is_floating_point())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, naming the part, where one is not of this network."""
+        for name in ("student", "teacher", "optimizer", "scaler"):
+            try:
+                getattr(self, name).load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{name!r} does not fit: {reason(error)[:200]}") from None
