@@ -1,5 +1,6 @@
 """Bitwise the same: from run to run, for any number of threads, and whatever else is in the batch's memory."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -33,9 +34,13 @@ def everything(shape: Shape, layout: str, device: str) -> list[Tensor]:
     counted = entmask_ext.patch_mask(image, logits, shape.patch, score="count", threshold=0.3, scope="batch")
     losses = entmask_ext.consistency_loss(logits, labels, patches, shape.patch)
     entropy = entmask_ext.entropy_map(logits)
-    results = [*masked, *counted[:4], *losses, entropy]
-    for out in (masked.image, masked.scores, losses.total, losses.dice, entropy):
-        source = image if out is masked.image else logits
+    mixed = entmask_ext.patch_where(patches, image, image.detach().flip(-1), shape.patch)
+    whole = image[(..., *(slice(size // width * width) for size, width in zip(shape.sizes, shape.patch, strict=True)))]
+    per_image = math.prod(size // width for size, width in zip(shape.sizes, shape.patch, strict=True))
+    shuffled = entmask_ext.shuffle_patches(whole, shape.patch, torch.randperm(per_image).to(device))
+    results = [*masked, *counted[:4], *losses, entropy, mixed, shuffled]
+    for out in (masked.image, masked.scores, losses.total, losses.dice, entropy, mixed, shuffled):
+        source = image if any(out is x for x in (masked.image, mixed, shuffled)) else logits
         incoming = torch.linspace(-1, 1, out.numel(), device=device, dtype=out.dtype).reshape(out.shape)
         results.append(torch.autograd.grad(out, source, incoming, retain_graph=True)[0])
     return [x.detach() for x in results]
@@ -78,6 +83,18 @@ def test_an_image_gets_the_same_alone_as_in_a_batch(layout: str, device: str) ->
         alone = entmask_ext.patch_mask(image[i : i + 1], logits[i : i + 1], 8, 0.4)
         for actual, expected in zip(alone[:4], together[:4], strict=True):
             assert_same_bits(actual, expected[i : i + 1])
+
+
+@devices
+def test_deterministic_algorithms_change_nothing(device: str) -> None:
+    want = everything(SHAPES[0], "contiguous", device)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for actual, expected in zip(everything(SHAPES[0], "contiguous", device), want, strict=True):
+            assert_same_bits(actual, expected)
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @devices

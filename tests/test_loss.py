@@ -86,6 +86,21 @@ def test_without_patches_all_is_visible(dtype: torch.dtype, device: str) -> None
 
 
 @devices
+def test_a_warm_up_without_masks_keeps_its_call(device: str) -> None:
+    """patch_size without patches is checked and not needed."""
+    logits, labels = finite_logits(ODD, device=device), make_labels(ODD, device=device)
+    weight = torch.rand(5, device=device)
+    for size in (16, (4, 5), 1000):
+        got = entmask_ext.consistency_loss(logits, labels, None, size, class_weight=weight)
+        want = entmask_ext.consistency_loss(logits, labels, class_weight=weight)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    check(logits, labels, None, 16)
+    for bad in (0, (4, 5, 6)):
+        with pytest.raises(ValueError, match="patch_size"):
+            entmask_ext.consistency_loss(logits, labels, None, bad)
+
+
+@devices
 def test_total_is_the_weighted_sum(device: str) -> None:
     logits, labels, patches = (
         finite_logits(ODD, device=device),
@@ -236,15 +251,6 @@ def test_nan_is_not_hidden(device: str) -> None:
     assert losses.total.isnan()
     assert losses.ce_visible.isnan()
     assert losses.dice.isnan()
-
-
-@devices
-@pytest.mark.parametrize("classes", [2, 3, 8, 9, 16, 17, 64, 255, 256])
-def test_number_of_classes(classes: int, device: str) -> None:
-    shape = Shape(2, 1, classes, (6, 19), (4, 4))
-    for layout in ("contiguous", "channels_last"):
-        logits = finite_logits(shape, torch.float32, device, layout)
-        check(logits, torch.randint(classes, (2, 6, 19), device=device), make_patches(shape, device), 4)
 
 
 @devices

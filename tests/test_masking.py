@@ -81,7 +81,8 @@ def test_strides_of_the_results(shape: Shape, layout: str, device: str) -> None:
         memory_format=channels_last if layout == "channels_last" else torch.contiguous_format
     )
     assert got.labels is not None
-    for result in (got.mask, got.patches, got.scores, got.labels):
+    more = (entmask_ext.entropy_map(logits), entmask_ext.patch_scores(logits, shape.patch))
+    for result in (got.mask, got.patches, got.scores, got.labels, *more):
         assert result.is_contiguous()
 
 
@@ -190,7 +191,15 @@ def test_empty_batch(sizes: tuple[int, ...], scope: str, device: str) -> None:
     for keywords in ({"ratio": 0.5}, {"min_score": 0.5, "min_patches": 2}):
         got = entmask_ext.patch_mask(image, logits, 4, scope=scope, hint=0.5, label_dtype=torch.int64, **keywords)
         assert got.labels is not None
-        assert [tuple(x.shape) for x in got] == [(0, 2, *sizes), (0, 1, *sizes), (0, *grid), (0, *grid), (0, *sizes)]
+        shapes = [(0, 2, *sizes), (0, 1, *sizes), (0, *grid), (0, *grid), (0, *sizes)]
+        assert [tuple(x.shape) for x in got] == shapes
+        got = entmask_ext.patch_mask_from_scores(
+            image, torch.empty(0, *grid, device=device), 4, scope=scope, **keywords
+        )
+        assert [tuple(x.shape) for x in got[:4]] == shapes[:4]
+    for shared in (False, True):
+        got = entmask_ext.random_patch_mask(image, 4, shared=shared)
+        assert [tuple(x.shape) for x in got[:4]] == shapes[:4]
 
 
 @devices

@@ -1,5 +1,6 @@
 """What holds for any input: properties of each op, on shapes and values that hypothesis picks."""
 
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import entmask_ext
+from entmask_ext import reference
 
 SIZES = st.one_of(
     st.tuples(*[st.integers(1, 20)] * 2),
@@ -66,6 +68,15 @@ def pixels(patches: Tensor, shape: Shape) -> Tensor:
         *(torch.arange(size) // width for size, width in zip(shape.sizes, shape.patch, strict=True)), indexing="ij"
     )
     return patches[(slice(None), *index)].unsqueeze(1)
+
+
+def test_the_reference_has_every_function() -> None:
+    """Under the same name and with the same arguments."""
+    functions = {name for name in entmask_ext.__all__ if inspect.isfunction(getattr(entmask_ext, name))}
+    assert functions == set(reference.__all__)
+    for name in functions:
+        mine, its = (inspect.signature(getattr(module, name)) for module in (entmask_ext, reference))
+        assert list(mine.parameters.values()) == list(its.parameters.values()), name
 
 
 @given(cases(), rules(), st.floats(-2, 2, width=32))

@@ -393,6 +393,15 @@ def test_strided_scores(layout: str, device: str) -> None:
 
 
 @devices
+def test_scores_of_any_number_of_axes(device: str) -> None:
+    scores = untidy_scores(2, 3, 4, 5, 2).to(device)
+    want = entmask_ext.select_patches(scores, 0.3, hint=0.1)
+    for shape in ((2, 120), (2, 12, 10), (2, 3, 4, 10), (2, 1, 3, 4, 5, 2)):
+        got = entmask_ext.select_patches(scores.reshape(shape), 0.3, hint=0.1)
+        assert_same_bits(got, want.reshape(shape))
+
+
+@devices
 @dtypes
 def test_select_patches_is_what_patch_mask_from_scores_masks(dtype: torch.dtype, device: str) -> None:
     scores = untidy_scores(3, 4, 5).to(device, dtype)
