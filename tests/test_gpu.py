@@ -28,14 +28,17 @@ def step(image: Tensor, logits: Tensor, labels: Tensor, ratio: Tensor, order: Te
     """Every op, forward and backward."""
     image, logits = image.detach().requires_grad_(), logits.detach().requires_grad_()
     masked = entmask_ext.patch_mask(image, logits, 16, ratio, hint=0.1, label_dtype=torch.uint8)
+    per_image = entmask_ext.select_patches(masked.scores.detach(), ratio * torch.arange(4, device=ratio.device) / 3)
+    mixed = entmask_ext.patch_where(masked.patches, image, image.detach().flip(0), 16)
     by_score = entmask_ext.patch_mask_from_scores(image, masked.scores.detach(), 16, min_score=ratio, scope="batch")
     losses = entmask_ext.consistency_loss(logits, labels, masked.patches, 16)
     entropy = entmask_ext.entropy_map(logits)
     counted = entmask_ext.patch_scores(logits, 16, score="count", threshold=ratio)
     shuffled = entmask_ext.shuffle_patches(image[..., :128, :144], 16, order)
     total = losses.total + masked.scores.sum() + masked.image.sum() + entropy.sum() + shuffled.square().sum()
+    total = total + mixed.square().sum()
     gradients = torch.autograd.grad(total, (image, logits))
-    results = [*masked, *by_score[:4], *losses, entropy, counted, shuffled, *gradients]
+    results = [*masked, *by_score[:4], *losses, entropy, counted, shuffled, per_image, mixed, *gradients]
     return [x.detach() for x in results if x is not None]
 
 
@@ -131,6 +134,14 @@ def test_a_cuda_graph_follows_its_inputs() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert_same(captured, step(*others))
+
+
+def test_entries_out_of_range_write_nan() -> None:
+    """The values of a permutation are not looked at on the host."""
+    x = torch.randn(1, 1, 2, 2, device="cuda")
+    got = entmask_ext.shuffle_patches(x, 1, torch.tensor([3, 4, -1, 0], device="cuda")).flatten()
+    assert got.isnan().tolist() == [False, True, True, False]
+    assert torch.equal(got[[0, 3]], x.flatten()[[3, 0]])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
