@@ -56,7 +56,7 @@ def slices() -> tuple[Tensor, Tensor]:
 
 
 def network(labels: Tensor, blur: tuple[float, ...], noise: float, seed: int) -> Tensor:
-    """Logits (N, 4, H, W) of a network that has learnt labels (N, H, W) so far; blur in pixels, one an image."""
+    """Logits (N, 4, H, W) of a network that has learnt labels (N, H, W) so far; blur in pixels, one per image."""
     rng = np.random.default_rng(seed)
     one_hot = F.one_hot(labels, 4).permute(0, 3, 1, 2).double().numpy()
     logits = np.empty_like(one_hot)
@@ -68,7 +68,7 @@ def network(labels: Tensor, blur: tuple[float, ...], noise: float, seed: int) ->
 
 
 def grid_of(*titles: str, rows: int = 1, width: float = 1.75) -> tuple[Figure, list[Axes]]:
-    """A figure of equal squares, as many columns as it takes; one title a square, row by row."""
+    """A figure of equal squares, as many columns as it takes; one title per square, row by row."""
     columns = len(titles) // rows
     height = width + 0.17 * (max(title.count("\n") for title in titles) + 1)
     figure = Figure(figsize=(width * columns, height * rows + 0.05), layout="constrained")
@@ -286,6 +286,36 @@ def shuffle(images: Tensor) -> None:
     save(figure, "shuffle")
 
 
+def where(images: Tensor, logits: Tensor) -> None:
+    """The second image's least sure patches replaced by the first image's, labels along."""
+    image, partner = images[1:], images[:1]
+    labels, others = logits[1:].argmax(1), logits[:1].argmax(1)
+    unsure = em.select_patches(em.patch_scores(logits[1:], 16), 0.25)
+    figure, axes = grid_of(
+        "outside", "its labels", "inside", "its labels", "patches:\nleast sure", "images\nmixed", "labels\nmixed"
+    )
+    gray(axes[0], image)
+    classes(axes[1], image, labels[0])
+    gray(axes[2], partner)
+    classes(axes[3], partner, others[0])
+    gray(axes[4], image)
+    squares(axes[4], unsure[0], MASKED, 16)
+    mixed = em.patch_where(unsure, partner, image, 16)
+    gray(axes[5], mixed)
+    classes(axes[6], mixed, em.patch_where(unsure, others, labels, 16)[0])
+    save(figure, "where")
+
+
+def components(image: Tensor, logits: Tensor) -> None:
+    labels = logits.argmax(1)
+    kept = em.largest_components(labels, 4)
+    figure, axes = grid_of("pseudo-labels", "largest\ncomponents", "what went", width=1.9)
+    classes(axes[0], image, labels[0])
+    classes(axes[1], image, kept[0])
+    classes(axes[2], image, (labels - kept)[0])
+    save(figure, "components")
+
+
 def main() -> None:
     images, truth = slices()
     teacher = network(truth, (2.0, 2.0), 0.9, seed=1)
@@ -300,6 +330,8 @@ def main() -> None:
         lambda: random(images),
         lambda: loss(images[1:], teacher[1:], student[1:]),
         lambda: shuffle(images),
+        lambda: where(images, teacher),
+        lambda: components(images[1:], network(truth, (2.5, 2.5), 1.7, seed=3)[1:]),
     ]
     for draw in pictures:
         draw()
