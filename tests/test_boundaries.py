@@ -1,7 +1,7 @@
 """Lengths at which the CPU kernels change their way: just below, at and above each, and at odd multiples of it.
 
 Every op and gradient against the float64 reference, for planar, channels_last and strided tensors, with memory that
-starts as NaN, so that nothing that was not written looks right. The CUDA kernels' own lengths: tests/simt.
+starts as NaN, so that nothing that was not written looks right. The CUDA kernels' own lengths: docs/simt.md.
 
 | length | where | test |
 |---|---|---|
@@ -104,6 +104,17 @@ def check_masking(shape: Shape, dtype: torch.dtype = torch.float32, device: str 
         for actual, expected in zip(got[:3], want[:3], strict=True):
             assert_same_bits(actual, expected)
         assert_same_bits(got.labels, logits.argmax(1))
+    check_where(shape, dtype, device)
+
+
+def check_where(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Two images of the same and of different layouts."""
+    patches = make_patches(shape, device)
+    inside, outside = ((make_image(shape, torch.float32, device) * 20).to(dtype) for _ in range(2))
+    want = reference.patch_where(patches, inside, outside, shape.patch)
+    for layout, other in itertools.product(LAYOUTS_HERE[:2], LAYOUTS_HERE):
+        got = entmask_ext.patch_where(patches, LAYOUTS[layout](inside), LAYOUTS[other](outside), shape.patch)
+        assert_same_bits(got, want)
 
 
 def check_loss(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
@@ -227,7 +238,9 @@ def test_flush_of_the_loss(width: int, device: str) -> None:
 def test_runs(width: int, device: str) -> None:
     """Of `width` bytes and of `width` elements, in rows shorter and longer than a chunk."""
     for dtype, pixels in itertools.product((torch.float64, torch.float32, torch.float16), (50, 1100, 3080)):
-        check_masking(row(pixels, width, classes=2, channels=1 + width % 3), dtype, device)
+        shape = row(pixels, width, classes=2, channels=1 + width % 3)
+        check_masking(shape, dtype, device)
+        check_where(shape, torch.int8, device)
 
 
 WIDTHS = sorted({1, 2, 3, *around(4, 8, 16, 32), 5 * 4, 63, 64, 65})
@@ -239,6 +252,7 @@ def test_lanes(width: int, device: str) -> None:
     for classes in (2, 3, 4, 5, 8):
         check(row(width, 3, classes, channels=classes), torch.float32, device)
         check(row(width, width, classes, channels=classes), torch.float16, device)
+    for classes in (4, 5):
         check(row(width, 5, classes, channels=classes), torch.float64, device)
 
 
