@@ -21,7 +21,7 @@ from entmask_ext.masking import (  # noqa: E402
     random_patch_mask,
     select_patches,
 )
-from entmask_ext.shuffle import shuffle_patches  # noqa: E402
+from entmask_ext.shuffle import gather_patches, shuffle_patches  # noqa: E402
 from entmask_ext.types import ConsistencyLoss, PatchMask  # noqa: E402
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "PatchMask",
     "consistency_loss",
     "entropy_map",
+    "gather_patches",
     "largest_components",
     "patch_mask",
     "patch_mask_from_scores",

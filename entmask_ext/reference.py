@@ -19,6 +19,7 @@ from entmask_ext.types import ConsistencyLoss, PatchMask
 __all__ = [
     "consistency_loss",
     "entropy_map",
+    "gather_patches",
     "largest_components",
     "patch_mask",
     "patch_mask_from_scores",
@@ -245,6 +246,20 @@ def shuffle_patches(
     blocks = blocks.reshape(groups, permutation.numel(), *shape[1 + axes :])[:, order].reshape(shape)
     back = torch.tensor(to_blocks).argsort().tolist()
     return blocks.permute(back).reshape(x.shape)
+
+
+def gather_patches(x: Tensor, source: Tensor, patch_size: int | Sequence[int]) -> Tensor:
+    """Indexing: the batch as a list of patches, from which each takes its own."""
+    with_channels = x if x.dim() > source.dim() else x.unsqueeze(1)
+    images, channels, *sizes = with_channels.shape
+    axes = len(sizes)
+    patch = _per_axis(patch_size, axes)
+    split = [n for pair in zip(_grid(sizes, patch), patch, strict=True) for n in pair]
+    to_blocks = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    blocks = with_channels.reshape(images, channels, *split).permute(to_blocks)
+    taken = blocks.reshape(source.numel(), *blocks.shape[1 + axes :])[source.flatten()].reshape(blocks.shape)
+    back = torch.tensor(to_blocks).argsort().tolist()
+    return taken.permute(back).reshape(x.shape)
 
 
 def largest_components(labels: Tensor, num_classes: int, *, connectivity: int = 1) -> Tensor:

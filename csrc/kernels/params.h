@@ -172,20 +172,35 @@ struct LossBackwardParams {
 };
 
 // Patches moved among the images of a group of `group` consecutive images; patches of a group are numbered image by
-// image.
-//   out[i] = x[permutation[i]], or with inverse out[permutation[i]] = x[i]
-// Entries are in [0, group * P): the op has checked them on CPU; on CUDA an entry outside writes NaN (inverse:
+// image. Elements are moved as bits of their size.
+//   out[i] = x[source[i]], or with inverse out[source[i]] = x[i]
+// On the CPU the op has checked that entries are in [0, group * P); on CUDA an entry outside writes 0 (inverse:
 // nothing).
-struct ShuffleParams {
-  const void* x;               // [N, C, D, H, W], strides below
-  void* out;                   // [N, C, D, H, W], dense, same dtype, strides below
-  const int64_t* permutation;  // [group * P] contiguous
+struct GatherParams {
+  const void* x;          // [N, C, D, H, W], strides below
+  void* out;              // [N, C, D, H, W], dense, strides below
+  const int64_t* source;  // [group * P] contiguous
   Strides x_stride;
   Strides out_stride;
-  Dtype dtype;
+  int64_t bytes;  // per element: 1, 2, 4 or 8
   int64_t batch, channels, group;
   Grid grid;  // sizes are multiples of the patch
   bool inverse;
+};
+
+// The gradient of out[i] = x[source[i]] over the whole batch: of each patch the sum over those that took it, in the
+// order of takers.
+//   out[q] = sum_j grad[takers[j]], first[q] <= j < first[q + 1]
+struct GatherBackwardParams {
+  const void* grad;       // [N, C, D, H, W], strides below
+  void* out;              // [N, C, D, H, W], dense, same dtype, strides below
+  const int64_t* takers;  // [N P] contiguous, numbers of patches
+  const int64_t* first;   // [N P + 1] contiguous
+  Strides grad_stride;
+  Strides out_stride;
+  Dtype dtype;
+  int64_t batch, channels;
+  Grid grid;  // sizes are multiples of the patch
 };
 
 // Of each class 1 .. classes - 1 of each image only the component with the most pixels stays, the first in the order of

@@ -42,6 +42,14 @@ Dtype float_dtype(const Tensor& t, const char* name) {
 
 at::ScalarType compute_dtype(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
+void check_movable(const Tensor& t, const char* name) {
+  const at::ScalarType type = t.scalar_type();
+  const bool integer = type == at::kBool || type == at::kByte || type == at::kChar || type == at::kShort ||
+                       type == at::kInt || type == at::kLong;
+  TORCH_CHECK_TYPE(integer || known_float(type), name, " must be floating, bool, uint8 or int8 to int64, got ", type);
+  TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
+}
+
 void check_image_like(const Tensor& t, const char* name, const char* channels) {
   float_dtype(t, name);
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());

@@ -29,6 +29,8 @@ Dtype float_dtype(const Tensor& t, const char* name);
 // float32.
 at::ScalarType compute_dtype(const Tensor& t);
 
+// What patches are moved in: floating, bool, uint8 or int8 to int64, dense.
+void check_movable(const Tensor& t, const char* name);
 // (N, C, H, W) or (N, C, D, H, W), floating.
 void check_image_like(const Tensor& t, const char* name, const char* channels);
 // (N, K, *S), floating, 2 to kMaxClasses classes.

@@ -97,9 +97,14 @@ void run(const LossBackwardParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().loss_backward, p, p.loss.batch * p.loss.classes * pixels(p.loss.grid.size));
 }
 
-void run(const ShuffleParams& p, const c10::Device& device) {
-  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::shuffle_patches(p, stream); })
-  run_on_cpu(*cpu::kernels().shuffle, p, p.batch * p.channels * pixels(p.grid.size));
+void run(const GatherParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::gather(p, stream); })
+  run_on_cpu(*cpu::kernels().gather, p, p.batch * p.channels * pixels(p.grid.size));
+}
+
+void run(const GatherBackwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::gather_backward(p, stream); })
+  run_on_cpu(*cpu::kernels().gather_backward, p, 2 * p.batch * p.channels * pixels(p.grid.size));
 }
 
 void run(const ComponentsParams& p, const c10::Device& device) {

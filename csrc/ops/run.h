@@ -15,7 +15,8 @@ void run(const SelectParams& p, const c10::Device& device);
 void run(const WhereParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
-void run(const ShuffleParams& p, const c10::Device& device);
+void run(const GatherParams& p, const c10::Device& device);
+void run(const GatherBackwardParams& p, const c10::Device& device);
 void run(const ComponentsParams& p, const c10::Device& device);
 
 }  // namespace entmask::ops

@@ -269,25 +269,49 @@ def loss_backward(
 def shuffle_patches(
     x: Tensor, permutation: np.ndarray, patch: Sequence[int], *, inverse: bool = False, **options: Any
 ) -> tuple[np.ndarray, Counts]:
-    """The storage of the result: NaN bits, where the kernel leaves them alone, keep their poison."""
+    """The storage of the result: what the kernel leaves alone keeps its poison."""
     n, c, *size = x.storage.shape
     out = like(x, "out")
     patches = int(np.prod(patch_counts(size, patch)))
     fields = {
         "x": x.input("x"),
         "out": out,
-        "permutation": Input("permutation", permutation.astype(np.int64)),
+        "source": Input("source", permutation.astype(np.int64)),
         "x_stride": strides(x.storage),
         "out_stride": strides(out.array),
-        "dtype": ENUMS["Dtype"][x.dtype],
+        "bytes": x.storage.itemsize,
         "batch": n,
         "channels": c,
         "group": permutation.size // patches if patches else 1,
         "grid": grid(size, patch),
         "inverse": inverse,
     }
-    counts = run("shuffle_patches", "ShuffleParams", fields, **options)
+    counts = run("gather", "GatherParams", fields, **options)
     return out.array, counts
+
+
+def gather_backward(
+    grad: Tensor, source: np.ndarray, patch: Sequence[int], **options: Any
+) -> tuple[np.ndarray, Counts]:
+    """float64 values of the gradient of out[i] = x[source[i]]; entries of source may be out of range."""
+    n, c, *size = grad.storage.shape
+    out = like(grad, "out")
+    flat = source.reshape(-1).astype(np.int64)
+    takers = flat.argsort(kind="stable")
+    fields = {
+        "grad": grad.input("grad"),
+        "out": out,
+        "takers": Input("takers", takers),
+        "first": Input("first", np.searchsorted(flat[takers], np.arange(flat.size + 1))),
+        "grad_stride": strides(grad.storage),
+        "out_stride": strides(out.array),
+        "dtype": ENUMS["Dtype"][grad.dtype],
+        "batch": n,
+        "channels": c,
+        "grid": grid(size, patch),
+    }
+    counts = run("gather_backward", "GatherBackwardParams", fields, **options)
+    return Tensor(written(out), grad.dtype).values, counts
 
 
 def components(

@@ -244,3 +244,15 @@ def shuffle_patches(
                 (first + source // len(where), slice(None), *where[source % len(where)])
             ]
     return out
+
+
+def gather_backward(grad: np.ndarray, source: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    """Of each patch the sum over those that took it; an entry out of range takes nothing."""
+    where = _patch_slices(grad.shape[2:], patch)
+    out = np.zeros_like(grad)
+    for i, j in enumerate(source):
+        if 0 <= j < source.size:
+            out[(j // len(where), slice(None), *where[j % len(where)])] += grad[
+                (i // len(where), slice(None), *where[i % len(where)])
+            ]
+    return out

@@ -96,6 +96,7 @@ def test_moves(layout: str) -> None:
     sides.check(x, image(x.storage.shape, "float32"), (8, 16), "bool", "tsan", shared=True)
     x = image((2, 4, 16, 32), "float32", layout)
     shuffles.check_shuffle(x, (8, 16), 2, False, "tsan")
+    shuffles.check_gather((2, 4, 16, 32), (8, 16), "float16", layout, "tsan")
     shuffles.check_shuffle(x, (8, 16), 1, True, "tsan")
 
 

@@ -36,7 +36,8 @@ struct Kernels {
   const Stage<WhereParams>* where;
   const Stage<LossForwardParams>* loss_forward;
   const Stage<LossBackwardParams>* loss_backward;
-  const Stage<ShuffleParams>* shuffle;
+  const Stage<GatherParams>* gather;
+  const Stage<GatherBackwardParams>* gather_backward;
   const Stage<ComponentsParams>* components;
 };
 

@@ -15,7 +15,8 @@ const Kernels table = {
     &where,
     &loss_forward,
     &loss_backward,
-    &shuffle,
+    &gather,
+    &gather_backward,
     &components,
 };
 

@@ -13,7 +13,8 @@ extern const Stage<SelectParams> select;
 extern const Stage<WhereParams> where;
 extern const Stage<LossForwardParams> loss_forward;
 extern const Stage<LossBackwardParams> loss_backward;
-extern const Stage<ShuffleParams> shuffle;
+extern const Stage<GatherParams> gather;
+extern const Stage<GatherBackwardParams> gather_backward;
 extern const Stage<ComponentsParams> components;
 
 }  // namespace entmask::cpu::ENTMASK_ISA

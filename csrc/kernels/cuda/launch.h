@@ -29,7 +29,8 @@ size_t loss_forward_workspace(const LossParams& p);
 cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);
 cudaError_t loss_backward(const LossBackwardParams& p, cudaStream_t stream);
 
-cudaError_t shuffle_patches(const ShuffleParams& p, cudaStream_t stream);
+cudaError_t gather(const GatherParams& p, cudaStream_t stream);
+cudaError_t gather_backward(const GatherBackwardParams& p, cudaStream_t stream);
 
 size_t components_workspace(const ComponentsParams& p);
 cudaError_t components(const ComponentsParams& p, void* workspace, cudaStream_t stream);

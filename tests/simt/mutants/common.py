@@ -305,4 +305,32 @@ MUTANTS = [
         "  if (!a.inverse) {",
         SHUFFLE,
     ),
+    Mutant(
+        "gather: a patch without a source keeps what was there",
+        "shuffle.cuh",
+        "    if (valid) load(value, a.x.data + elsewhere(a.x.stride));\n    store(",
+        "    if (valid) load(value, a.x.data + elsewhere(a.x.stride));\n    if (valid) store(",
+        SHUFFLE,
+    ),
+    Mutant(
+        "gather's gradient: the last taker is left out",
+        "shuffle.cuh",
+        "const int64_t last = a.first[patch + 1];",
+        "const int64_t last = a.first[patch + 1] - 1;",
+        SHUFFLE,
+    ),
+    Mutant(
+        "gather's gradient: the takers of the patch before",
+        "shuffle.cuh",
+        "for (int64_t j = a.first[patch]; j < last; ++j) {",
+        "for (int64_t j = patch > 0 ? a.first[patch - 1] : 0; j < last; ++j) {",
+        SHUFFLE,
+    ),
+    Mutant(
+        "gather's gradient: sums in the elements' dtype",
+        "shuffle.cuh",
+        "sum[k] += widen(value[k]);",
+        "sum[k] = widen(narrow<T>(static_cast<Compute<T>>(sum[k] + widen(value[k]))));",
+        SHUFFLE,
+    ),
 ]
