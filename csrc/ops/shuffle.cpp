@@ -10,8 +10,8 @@
 namespace entmask::ops {
 namespace {
 
-using torch::autograd::variable_list;
 using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // The grid of whole patches over x's last axes.
 Grid whole_patches(const Tensor& x, int64_t first_axis, at::IntArrayRef patch_size) {
