@@ -206,6 +206,7 @@ __device__ __forceinline__ Ranked<K> radix_select(const Keys& keys, int64_t leng
   for (int shift = bits - 8; shift >= 0; shift -= 8) {
     for (int bin = threadIdx.x; bin < digit_bins; bin += blockDim.x) scratch->histogram[bin] = 0;
     __syncthreads();
+#pragma unroll 1  // unrolled it spills on sm_120, and each step waits for a vote in any case
     for (int64_t base = 0; base < length; base += blockDim.x) {
       const int64_t i = base + threadIdx.x;
       const K key = i < length ? keys(i) : 0;
