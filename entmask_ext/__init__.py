@@ -15,6 +15,7 @@ from entmask_ext.components import largest_components  # noqa: E402
 from entmask_ext.entropy import entropy_map, patch_scores  # noqa: E402
 from entmask_ext.loss import consistency_loss  # noqa: E402
 from entmask_ext.masking import (  # noqa: E402
+    box_mask,
     patch_mask,
     patch_mask_from_scores,
     patch_where,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConsistencyLoss",
     "PatchMask",
+    "box_mask",
     "consistency_loss",
     "entropy_map",
     "gather_patches",

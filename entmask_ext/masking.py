@@ -153,7 +153,7 @@ def random_patch_mask(
     mask_dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> PatchMask:
-    """Masks patches at random: uniform scores and :func:`patch_mask_from_scores`, so exactly k patches an image.
+    """Masks patches at random: uniform scores and :func:`patch_mask_from_scores`, so exactly k patches per image.
 
     Args:
         image, patch_size, ratio, fill, mask_dtype: as for :func:`patch_mask`.
@@ -251,11 +251,41 @@ def patch_where(
     return out
 
 
+def box_mask(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """One box per image as a mask of pixels, for CutMix (Yun et al., ICCV 2019) and copy-paste.
+
+    With ``patch_where(box_mask(boxes, size), inside, outside, 1)`` images and labels are mixed by it.
+
+    Args:
+        boxes: (N or 1, 2 * axes) int64: first and past-the-end index along each axis, as (h0, h1, w0, w1) or
+            (d0, d1, h0, h1, w0, w1). What is beyond the image is cut; a box whose end is not behind its start is empty.
+        size: (H, W) or (D, H, W) in pixels.
+
+    Returns:
+        (N or 1, *size) bool, True inside. On boxes' device; their values are not read by the host.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as :func:`patch_mask`.
+
+    Example:
+        >>> import torch, entmask_ext
+        >>> entmask_ext.box_mask(torch.tensor([[0, 2, 1, 3]]), (3, 4)).int()
+        tensor([[[0, 1, 1, 0],
+                 [0, 1, 1, 0],
+                 [0, 0, 0, 0]]], dtype=torch.int32)
+    """
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(boxes)
+    op = _box_mask if traced else _C.box_mask
+    mask: Tensor = op(boxes, size)
+    return mask
+
+
 _patch_mask = _ops.traced("patch_mask")
 _patch_mask_from_scores = _ops.traced("patch_mask_from_scores")
 _random_patch_mask = _ops.traced("random_patch_mask")
 _select_patches = _ops.traced("select_patches")
 _patch_where = _ops.traced("patch_where")
+_box_mask = _ops.traced("box_mask")
 
 
 @torch.library.register_fake("entmask::select_patches")
@@ -327,5 +357,19 @@ def _(
     return _ops.empty_like_format(x), x.new_empty(mask, dtype=mask_dtype or torch.bool)
 
 
-for _name in ("select_patches", "patch_where"):
+@torch.library.register_fake("entmask::box_mask")
+def _(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    if boxes.dtype != torch.int64:
+        raise TypeError(f"boxes must be int64, got {boxes.dtype}")
+    if len(size) not in (2, 3) or min(size) < 0:
+        raise ValueError(f"size must be (H, W) or (D, H, W), got {list(size)}")
+    if boxes.dim() != 2 or boxes.shape[1] != 2 * len(size):
+        raise ValueError(
+            f"boxes must have shape (N, {2 * len(size)}), first and past-the-end index per axis, for size "
+            f"{list(size)}, got {list(boxes.shape)}"
+        )
+    return boxes.new_empty([boxes.shape[0], *size], dtype=torch.bool)
+
+
+for _name in ("select_patches", "patch_where", "box_mask"):
     _ops.vmap_by_example(_name)

@@ -17,6 +17,7 @@ from torch import Tensor
 from entmask_ext.types import ConsistencyLoss, PatchMask
 
 __all__ = [
+    "box_mask",
     "consistency_loss",
     "entropy_map",
     "gather_patches",
@@ -246,6 +247,16 @@ def shuffle_patches(
     blocks = blocks.reshape(groups, permutation.numel(), *shape[1 + axes :])[:, order].reshape(shape)
     back = torch.tensor(to_blocks).argsort().tolist()
     return blocks.permute(back).reshape(x.shape)
+
+
+def box_mask(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """The product of one interval per axis."""
+    out = torch.ones(len(boxes), *size, dtype=torch.bool, device=boxes.device)
+    for axis, length in enumerate(size):
+        place = torch.arange(length, device=boxes.device).view(-1, *[1] * (len(size) - 1 - axis))
+        first, last = (boxes[:, 2 * axis + end].view(-1, *[1] * len(size)) for end in (0, 1))
+        out &= (first <= place) & (place < last)
+    return out
 
 
 def gather_patches(x: Tensor, source: Tensor, patch_size: int | Sequence[int]) -> Tensor:

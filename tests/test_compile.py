@@ -67,6 +67,7 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.score_patches_backward.default: (scores, logits.detach(), patch),
         ops.select_patches.default: (scores, None, numbers, None, None, 0, "highest", 0.1, "image"),
         ops.patch_where.default: (patches, None, image, None, 2 * image, patch, torch.bool),
+        ops.box_mask.default: (torch.randint(9, (3, 2 * len(patch)), device=device), list(shape.sizes)),
         ops.entropy_map.default: (logits, True),
         ops.entropy_map_backward.default: (per_pixel, logits.detach(), False),
         ops.consistency_loss.default: (logits, labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0),

@@ -126,6 +126,16 @@ struct WhereParams {
   Grid grid;
 };
 
+// True inside a box of each image.
+//   out[n, d, h, w] = boxes[n, 0] <= d < boxes[n, 1] and boxes[n, 2] <= h < boxes[n, 3] and boxes[n, 4] <= w < boxes[n,
+//   5]
+struct BoxMaskParams {
+  const int64_t* boxes;  // [N, 2 * axes] contiguous; 2-D: without the depth's two
+  bool* out;             // [N, D, H, W] contiguous
+  int64_t batch, axes;
+  int64_t size[3];
+};
+
 // Region-weighted cross entropy and soft Dice of the student's logits against the pseudo-labels.
 //   l = -log softmax(logits)[label], w = class_weight[label] (1 without class_weight; a pixel of weight 0 adds 0)
 //   ce_masked = sum_M w l / (sum_M w + offset), ce_visible the same outside M; 0 where the region's sum of w is 0

@@ -321,6 +321,29 @@ std::tuple<Tensor, Tensor> patch_where_autograd(const Tensor& patches, const opt
   return {out, mask};
 }
 
+// ---------------------------------------------------------------- box_mask
+
+Tensor box_mask_kernel(const Tensor& boxes, at::IntArrayRef size) {
+  TORCH_CHECK_TYPE(boxes.scalar_type() == at::kLong, "boxes must be int64, got ", boxes.scalar_type());
+  TORCH_CHECK_VALUE(boxes.layout() == at::kStrided, "boxes must be a dense tensor, got layout ", boxes.layout());
+  const int64_t axes = int64_t(size.size());
+  TORCH_CHECK_VALUE(axes == 2 || axes == 3, "size must be (H, W) or (D, H, W), got ", size);
+  for (const int64_t n : size) TORCH_CHECK_VALUE(n >= 0, "size must be >= 0, got ", size);
+  TORCH_CHECK_VALUE(boxes.dim() == 2 && boxes.size(1) == 2 * axes, "boxes must have shape (N, ", 2 * axes,
+                    "), first and past-the-end index per axis, for size ", size, ", got ", boxes.sizes());
+  at::DimVector shape(size);
+  shape.insert(shape.begin(), boxes.size(0));
+  const Tensor corners = boxes.contiguous(), out = at::empty(shape, boxes.options().dtype(at::kBool));
+  BoxMaskParams p{};
+  p.boxes = corners.const_data_ptr<int64_t>();
+  p.out = out.mutable_data_ptr<bool>();
+  p.batch = boxes.size(0);
+  p.axes = axes;
+  for (int64_t axis = 0; axis < 3; ++axis) p.size[axis] = axis < 3 - axes ? 1 : size[axis - 3 + axes];
+  run(p, boxes.device());
+  return out;
+}
+
 // ---------------------------------------------------------------- composed
 //
 // A composed op checks all of its arguments before its first part runs.
@@ -392,6 +415,7 @@ Masked random_patch_mask(const Tensor& image, at::IntArrayRef patch_size, option
 void devices(torch::Library& m) {
   m.impl("select_patches", select_patches_kernel);
   m.impl("patch_where", patch_where_kernel);
+  m.impl("box_mask", box_mask_kernel);
 }
 void composed(torch::Library& m) {
   m.impl("patch_mask", patch_mask);
@@ -409,6 +433,7 @@ TORCH_LIBRARY_FRAGMENT(entmask, m) {
   define_primitive(m,
                    "patch_where(Tensor patches, Scalar? inside, Tensor? inside_tensor, Scalar? outside, "
                    "Tensor? outside_tensor, int[] patch_size, ScalarType? mask_dtype) -> (Tensor, Tensor)");
+  define_primitive(m, "box_mask(Tensor boxes, int[] size) -> Tensor");
   define_composed(m,
                   "patch_mask(Tensor image, Tensor logits, int[] patch_size, float? ratio, Tensor? ratio_tensor, "
                   "str score, float threshold, Tensor? threshold_tensor, float? min_score, Tensor? min_score_tensor, "

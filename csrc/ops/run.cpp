@@ -86,6 +86,11 @@ void run(const WhereParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().where, p, p.batch * (p.channels + 1) * pixels(p.grid.size));
 }
 
+void run(const BoxMaskParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::box_mask(p, stream); })
+  run_on_cpu(*cpu::kernels().box_mask, p, p.batch * pixels(p.size) / 4);
+}
+
 void run(const LossForwardParams& p, const c10::Device& device) {
   ENTMASK_ON_CUDA(
       p, [](const LossForwardParams& f) { return cuda::loss_forward_workspace(f.loss); }, cuda::loss_forward)

@@ -13,6 +13,7 @@ void run(const EntropyMapParams& p, const c10::Device& device);
 void run(const EntropyBackwardParams& p, const c10::Device& device);
 void run(const SelectParams& p, const c10::Device& device);
 void run(const WhereParams& p, const c10::Device& device);
+void run(const BoxMaskParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
 void run(const GatherParams& p, const c10::Device& device);

@@ -333,3 +333,18 @@ def components(
     }
     counts = run("components", "ComponentsParams", fields, **options)
     return out.array, counts
+
+
+def box_mask(boxes: np.ndarray, size: Sequence[int], **options: Any) -> tuple[np.ndarray, Counts]:
+    """boxes [N, 2 * axes] -> bool [N, *size]."""
+    out = Output("out", np.empty((len(boxes), *size), np.uint8))
+    fields = {
+        "boxes": Input("boxes", boxes.astype(np.int64)),
+        "out": out,
+        "batch": len(boxes),
+        "axes": len(size),
+        "size": three(size, 1),
+    }
+    counts = run("box_mask", "BoxMaskParams", fields, **options)
+    assert np.isin(out.array, (0, 1)).all(), "a bool that is neither 0 nor 1"
+    return out.array.astype(bool), counts

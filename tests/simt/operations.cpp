@@ -40,6 +40,7 @@ const simt::Operation simt::operations[] = {
     {"loss_forward", sizeof(LossForwardParams), loss_workspace_of,
      run_with_workspace<LossForwardParams, cuda::loss_forward>},
     {"loss_backward", sizeof(LossBackwardParams), no_workspace, run_alone<LossBackwardParams, cuda::loss_backward>},
+    {"box_mask", sizeof(BoxMaskParams), no_workspace, run_alone<BoxMaskParams, cuda::box_mask>},
     {"gather", sizeof(GatherParams), no_workspace, run_alone<GatherParams, cuda::gather>},
     {"gather_backward", sizeof(GatherBackwardParams), no_workspace,
      run_alone<GatherBackwardParams, cuda::gather_backward>},

@@ -34,6 +34,7 @@ struct Kernels {
   const Stage<EntropyBackwardParams>* entropy_backward;
   const Stage<SelectParams>* select;
   const Stage<WhereParams>* where;
+  const Stage<BoxMaskParams>* box_mask;
   const Stage<LossForwardParams>* loss_forward;
   const Stage<LossBackwardParams>* loss_backward;
   const Stage<GatherParams>* gather;

@@ -13,6 +13,7 @@ const Kernels table = {
     &entropy_backward,
     &select,
     &where,
+    &box_mask,
     &loss_forward,
     &loss_backward,
     &gather,

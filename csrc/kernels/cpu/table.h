@@ -11,6 +11,7 @@ extern const Stage<EntropyMapParams> entropy_map;
 extern const Stage<EntropyBackwardParams> entropy_backward;
 extern const Stage<SelectParams> select;
 extern const Stage<WhereParams> where;
+extern const Stage<BoxMaskParams> box_mask;
 extern const Stage<LossForwardParams> loss_forward;
 extern const Stage<LossBackwardParams> loss_backward;
 extern const Stage<GatherParams> gather;

@@ -24,6 +24,7 @@ size_t select_workspace(const SelectParams& p);
 cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream);
 
 cudaError_t where(const WhereParams& p, cudaStream_t stream);
+cudaError_t box_mask(const BoxMaskParams& p, cudaStream_t stream);
 
 size_t loss_forward_workspace(const LossParams& p);
 cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);
