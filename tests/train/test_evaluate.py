@@ -387,7 +387,7 @@ def test_predict_scales_as_the_training_data(
     got = np.asarray(nibabel.load(tmp_path / "scan_labels.nii.gz").dataobj).T
     for name, labels in expected.items():
         same = name == scaling or {name, scaling} == {"min-max", "not stated"}
-        assert (np.mean(got != labels) < 1e-3) is same, name
+        assert bool(np.mean(got != labels) < 1e-3) is same, name
 
 
 def test_evaluate_data_of_another_scaling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def fields(**values: object) -> Callable[[Nifti1Header], None]:
 
 
 def test_every_bit_of_a_packed_file(tmp_path: Path) -> None:
-    """Any bit that is changed is an error that names the file, or one of gzip's that say nothing, such as its date's."""
+    """Any bit that is changed is an error that names the file, or of gzip's own that says nothing, as its date."""
     path = write(tmp_path / "scan.nii.gz")
     content, whole = path.read_bytes(), nifti.read(path)
     np.testing.assert_array_equal(whole.voxels, DATA.T)

@@ -79,5 +79,7 @@ def test_volumes_are_held_to_the_statement(
     assert list(read_split(tmp_path, "val", 4)) == ["a_frame01", "b_frame01"]
     if bad is not None:
         write_volume(volume_path(tmp_path, "b_frame01"), bad, label)
-        with pytest.raises(ValueError, match=rf"b_frame01\.h5: 'image' must {message}.* state its scaling in .*set\.json"):
+        with pytest.raises(
+            ValueError, match=rf"b_frame01\.h5: 'image' must {message}.* state its scaling in .*set\.json"
+        ):
             read_split(tmp_path, "val", 4)

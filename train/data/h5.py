@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ class Reader:
             ValueError: there is no such array, it is damaged, or it holds no real numbers.
         """
         try:
-            dataset = self.file.get(key)
+            keys = sorted(self.file)
+            dataset = self.file[key] if key in keys else None
             kind = dataset.dtype.kind if isinstance(dataset, h5py.Dataset) else None
-            keys = sorted(self.file) if kind is None else []
             if kind is not None and kind in "biuf":
                 check_storage(dataset, self.path.stat().st_size)
                 return np.asarray(dataset[()])
@@ -90,11 +90,12 @@ def check_storage(dataset: h5py.Dataset, file_size: int) -> None:
         raise ValueError(f"{dataset.id.get_num_chunks()} chunks are stored, expected {count}")
 
 
-def dump(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, np.ndarray]) -> bytes:
+def dump(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[float]]) -> bytes:
     """The content of a file with these arrays, gzip."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", fletcher32=True)
-        file.attrs.update(attributes)
+        for name, numbers in attributes.items():
+            file.attrs[name] = np.asarray(numbers, np.float64)
     return buffer.getvalue()

@@ -225,6 +225,6 @@ def write_pair(path: Path, image: np.ndarray, label: np.ndarray, axes: str, spac
         raise ValueError(
             f"{path}: image and label must have the axes ({', '.join(axes)}), got {image.shape} and {label.shape}"
         )
-    attributes = {} if spacing is None else {"spacing": np.asarray(spacing, np.float64)}
+    attributes = {} if spacing is None else {"spacing": spacing}
     arrays = {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
     write_atomically(path, h5.dump(arrays, attributes))
