@@ -42,24 +42,24 @@ class Reader:
         self.file.close()
 
     def array(self, key: str) -> np.ndarray:
-        """
+        """A whole array.
+
         Raises:
             ValueError: there is no such array, it is damaged, or it holds no real numbers.
         """
         try:
             keys = sorted(self.file)
-            dataset = self.file[key] if key in keys else None
-            kind = dataset.dtype.kind if isinstance(dataset, h5py.Dataset) else None
-            if kind is not None and kind in "biuf":
+            dataset: Any = self.file[key] if key in keys else None
+            there = isinstance(dataset, h5py.Dataset)
+            if there and dataset.dtype.kind in "biuf":
                 check_storage(dataset, self.path.stat().st_size)
                 return np.asarray(dataset[()])
         except Exception as error:
             raise ValueError(f"{self.path}: '{key}' is damaged or cut off: {reason(error)}") from None
-        if kind is None:
+        if not there:
             raise ValueError(f"{self.path} has no '{key}'; it holds {keys or 'nothing'}")
-        raise ValueError(
-            f"{self.path}: '{key}' must hold real numbers, got {'text' if kind in 'OS' else dataset.dtype}"
-        )
+        kind = "text" if dataset.dtype.kind in "OS" else dataset.dtype
+        raise ValueError(f"{self.path}: '{key}' must hold real numbers, got {kind}")
 
     def attribute(self, key: str) -> Any:
         """None: there is no such attribute."""
