@@ -192,7 +192,7 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"v\.h5: 'image' must be finite, got 1 NaN"):
         write_slice(path, np.where(IMAGE == 1, np.nan, IMAGE), LABEL)
     with pytest.raises(ValueError, match=r"v\.h5: 'label' must be whole numbers in \[0, 256\), got 256"):
-        write_slice(path, IMAGE, np.where(LABEL == 3, 256, LABEL))
+        write_slice(path, IMAGE, np.where(LABEL == 3, 256, LABEL.astype(int)))
     for spacing in ((10, 0, 1), (10, np.nan, 1)):
         with pytest.raises(ValueError, match=r"v\.h5: 'spacing' must be three positive numbers"):
             write_volume(path, IMAGE[None], LABEL[None], spacing)
