@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from train.data.anatomy import draw_patient
 from train.data.description import Description, write_description
 from train.data.layout import slice_path, volume_path, write_list, write_slice, write_volume
 from train.data.scaling import MIN_MAX
-from train.files import write_atomically
+from train.files import locked, write_atomically
 
 ROOT = Path("data/phantom")
 VERSION = 1  # raised when the same settings draw other images
@@ -55,9 +54,7 @@ def ensure_phantom(
         if count < 1:
             raise ValueError(f"{name} patients must be at least 1, got {count}")
     settings = {"version": VERSION, **counts, "seed": seed}
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f".{root.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when the process dies
+    with locked(root.parent / f".{root.name}.lock"):
         if not (root.exists() and any(root.iterdir())):
             part = root.parent / f".{root.name}.part"
             shutil.rmtree(part, ignore_errors=True)

@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     files: dict[Path, list[Row]] = {}
     for name, (network, _) in loaded.items():
         path = folder.checkpoint(name)
-        step = checkpoint.load(path)["step"]
+        step = checkpoint.load(path, ("step",))["step"]
         rows = evaluate_volumes(
             network, volumes, fit.data.size, fit.data.classes,
             spacings=spacings, precision=fit.autocast, progress=True,
