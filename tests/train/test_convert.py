@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 from real_data import ACDC as REAL
 from real_data import needs_acdc
 
@@ -126,6 +127,64 @@ def test_a_second_time_nothing_is_written_again(source: Path, tmp_path: Path) ->
     assert contents(root) == before
     again = {p for p, t in times.items() if p.stat().st_mtime_ns != t}
     assert set(missing) <= again <= {*missing, *(slice_path(root, f"patient003_frame02_slice_{k}") for k in (1, 2, 3))}
+
+
+def test_frames_as_other_programs_write_them(source: Path, tmp_path: Path) -> None:
+    """Not packed, of four axes, labels as rounded floats, and labels in another orientation on the same grid."""
+    convert(source, tmp_path / "as published", SPLIT)
+    folder = source / "training"
+    affine = np.diag([1.25, 1.5625, 10.0, 1.0])
+    for number, suffix in ((7, ".nii"), (3, ".nii.gz"), (12, ".nii.gz"), (100, ".nii")):
+        stem = f"patient{number:03d}_frame01"
+        image, label = pixels(number, 0, DEPTHS[number])
+        for kind in ("", "_gt"):
+            (folder / stem[:10] / f"{stem}{kind}.nii.gz").unlink()
+        nibabel.save(nibabel.Nifti1Image(image[..., None], affine), folder / stem[:10] / f"{stem}{suffix}")
+        turned = affine @ np.array([[0, -1, 0, 5], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        rounded = label.transpose(1, 0, 2)[:, ::-1] * np.float32(0.99999)
+        nibabel.save(nibabel.Nifti1Image(rounded, turned), folder / stem[:10] / f"{stem}_gt{suffix}")
+    convert(source, tmp_path / "changed", SPLIT)
+    assert contents(tmp_path / "changed") == contents(tmp_path / "as published")
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        (np.diag([1.0, -1.0, 1.0, 1.0]), r"patient012_frame01_gt\.nii\.gz must lie on the grid of patient012_frame01"),
+        (from_matvec(np.eye(3), (0, 0, 30)), r"_gt\.nii\.gz must lie on the grid .* it is up to 300 mm away"),
+        (np.diag([1.0, 1.0, 0.5, 1.0]), r"_gt\.nii\.gz must lie on the grid .* it is up to 15 mm away"),
+    ],
+)
+def test_labels_on_another_grid(source: Path, tmp_path: Path, step: np.ndarray, message: str) -> None:
+    affine = np.diag([1.25, 1.5625, 10.0, 1.0])
+    for kind, data, where in zip(("", "_gt"), pixels(12, 0, 4), (affine, affine @ step), strict=True):
+        path = source / "training" / "patient012" / f"patient012_frame01{kind}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(data, where), path)
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "h5", SPLIT)
+    root = tmp_path / "h5"
+    assert not list(root.glob("*.list")) and not volume_path(root, "patient012_frame01").exists()
+
+
+def test_what_is_there_already_must_be_whole(source: Path, tmp_path: Path) -> None:
+    root = tmp_path / "h5"
+    convert(source, root, SPLIT)
+    for path in (slice_path(root, "patient003_frame02_slice_2"), volume_path(root, "patient100_frame01")):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path.name}.* is damaged"):
+            convert(source, root, SPLIT)
+        path.unlink()
+    convert(source, root, SPLIT)
+
+
+def test_a_frame_packed_and_not(source: Path, tmp_path: Path) -> None:
+    path = source / "training" / "patient003" / f"patient003_frame{ES:02d}.nii"
+    path.write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"frame09\.nii\.gz and patient003_frame09\.nii are both there: remove one"):
+        convert(source, tmp_path / "h5", SPLIT)
+    assert not (tmp_path / "h5").exists()
 
 
 def nothing_written(call: Callable[[], object], root: Path, error: type[Exception], message: str) -> None:

@@ -181,11 +181,21 @@ def test_round_trip(tmp_path: Path) -> None:
         assert file["image"].compression == file["label"].compression == "gzip"
 
 
-def test_writing_wrong_axes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"axes \(H, W\), got \(1, 5, 7\) and \(1, 5, 7\)"):
-        write_slice(tmp_path / "s.h5", IMAGE[None], LABEL[None])
-    with pytest.raises(ValueError, match=r"axes \(D, H, W\), got \(1, 5, 7\) and \(5, 7\)"):
-        write_volume(tmp_path / "s.h5", IMAGE[None], LABEL)
+def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "v.h5"
+    with pytest.raises(
+        ValueError, match=r"v\.h5: 'image' must have the axes \(H, W\), none empty, got shape \(1, 5, 7\)"
+    ):
+        write_slice(path, IMAGE[None], LABEL[None])
+    with pytest.raises(ValueError, match=r"v\.h5: 'label' must have the shape \(1, 5, 7\) of 'image', got \(5, 7\)"):
+        write_volume(path, IMAGE[None], LABEL)
+    with pytest.raises(ValueError, match=r"v\.h5: 'image' must be finite, got 1 NaN"):
+        write_slice(path, np.where(IMAGE == 1, np.nan, IMAGE), LABEL)
+    with pytest.raises(ValueError, match=r"v\.h5: 'label' must be whole numbers in \[0, 256\), got 256"):
+        write_slice(path, IMAGE, np.where(LABEL == 3, 256, LABEL.astype(int)))
+    for spacing in ((10, 0, 1), (10, np.nan, 1)):
+        with pytest.raises(ValueError, match=r"v\.h5: 'spacing' must be three positive numbers"):
+            write_volume(path, IMAGE[None], LABEL[None], spacing)
     assert not list(tmp_path.iterdir())
 
 

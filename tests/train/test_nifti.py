@@ -53,25 +53,26 @@ def fields(**values: object) -> Callable[[Nifti1Header], None]:
 # --- damage
 
 
-def test_every_bit_of_a_packed_file(tmp_path: Path) -> None:
-    """Any bit that is changed is an error that names the file, or one of gzip's that say nothing, such as its date's."""
-    path = write(tmp_path / "scan.nii.gz")
+def test_any_bit_of_a_packed_file(tmp_path: Path) -> None:
+    """A changed bit is an error that names the file, also where unpacking goes on to the last voxel all the same."""
+    data = np.random.default_rng(0).integers(0, 4, (30, 20, 5)).astype(np.uint8)
+    path = write(tmp_path / "scan.nii.gz", data)
     content, whole = path.read_bytes(), nifti.read(path)
-    np.testing.assert_array_equal(whole.voxels, DATA.T)
+    np.testing.assert_array_equal(whole.voxels, data.T)
+    positions = [*range(0, len(content) - 9, 5), *range(len(content) - 9, len(content))]
     refused = 0
-    for position in range(len(content)):
-        for bit in (0, 5):
-            case = bytearray(content)
-            case[position] ^= 1 << bit
-            path.write_bytes(case)
-            try:
-                got = nifti.read(path)
-            except ValueError as error:
-                assert "scan.nii.gz" in str(error) and "\n" not in str(error)
-                refused += 1
-            else:
-                assert np.array_equal(got.voxels, whole.voxels) and got.image.header == whole.image.header
-    assert refused >= 2 * (len(content) - 9)
+    for position in positions:
+        case = bytearray(content)
+        case[position] ^= 1 << position % 8
+        path.write_bytes(case)
+        try:
+            got = nifti.read(path)
+        except ValueError as error:
+            assert "scan.nii.gz" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:  # gzip's own bits that say nothing, such as the date
+            assert np.array_equal(got.voxels, whole.voxels) and got.image.header == whole.image.header
+    assert refused >= len(positions) - 5
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
@@ -85,16 +86,16 @@ def test_files_that_end_too_early_or_too_late(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_every_bit_of_a_plain_header(
+def test_any_bit_of_a_plain_header(
     tmp_path: Path, kind: type[nibabel.Nifti1Image], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A header without a checksum may be damaged unseen, but whatever is seen names the file, and nothing is mended."""
     path = write(tmp_path / "scan.nii", kind=kind)
     content = path.read_bytes()
     refused = 0
-    for position in range(0, kind.header_class.template_dtype.itemsize):
+    for position in range(0, kind.header_class.template_dtype.itemsize, 3):
         case = bytearray(content)
-        case[position] ^= 1 << (3 * position % 8)
+        case[position] ^= 1 << position % 8
         path.write_bytes(case)
         try:
             volume = nifti.read(path)
@@ -104,7 +105,7 @@ def test_every_bit_of_a_plain_header(
             refused += 1
         else:
             assert volume.voxels.shape == DATA.T.shape and all(0 < size < np.inf for size in spacing)
-    assert refused > 25
+    assert refused > 8
     assert not capfd.readouterr().err
 
 

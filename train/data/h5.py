@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +42,24 @@ class Reader:
         self.file.close()
 
     def array(self, key: str) -> np.ndarray:
-        """
+        """A whole array.
+
         Raises:
             ValueError: there is no such array, it is damaged, or it holds no real numbers.
         """
         try:
-            dataset = self.file.get(key)
-            kind = dataset.dtype.kind if isinstance(dataset, h5py.Dataset) else None
-            keys = sorted(self.file) if kind is None else []
-            if kind is not None and kind in "biuf":
+            keys = sorted(self.file)
+            dataset: Any = self.file[key] if key in keys else None
+            there = isinstance(dataset, h5py.Dataset)
+            if there and dataset.dtype.kind in "biuf":
                 check_storage(dataset, self.path.stat().st_size)
                 return np.asarray(dataset[()])
         except Exception as error:
             raise ValueError(f"{self.path}: '{key}' is damaged or cut off: {reason(error)}") from None
-        if kind is None:
+        if not there:
             raise ValueError(f"{self.path} has no '{key}'; it holds {keys or 'nothing'}")
-        raise ValueError(
-            f"{self.path}: '{key}' must hold real numbers, got {'text' if kind in 'OS' else dataset.dtype}"
-        )
+        kind = "text" if dataset.dtype.kind in "OS" else dataset.dtype
+        raise ValueError(f"{self.path}: '{key}' must hold real numbers, got {kind}")
 
     def attribute(self, key: str) -> Any:
         """None: there is no such attribute."""
@@ -90,11 +90,12 @@ def check_storage(dataset: h5py.Dataset, file_size: int) -> None:
         raise ValueError(f"{dataset.id.get_num_chunks()} chunks are stored, expected {count}")
 
 
-def dump(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, np.ndarray]) -> bytes:
+def dump(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[float]]) -> bytes:
     """The content of a file with these arrays, gzip."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", fletcher32=True)
-        file.attrs.update(attributes)
+        for name, numbers in attributes.items():
+            file.attrs[name] = np.asarray(numbers, np.float64)
     return buffer.getvalue()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +162,13 @@ def read_volume(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 def read_pair(path: Path, num_classes: int, axes: str) -> tuple[np.ndarray, np.ndarray]:
     with h5.Reader(path) as file:
         image, label = file.array("image"), file.array("label")
+    return check_pair(path, image, label, num_classes, axes)
+
+
+def check_pair(
+    path: Path, image: np.ndarray, label: np.ndarray, num_classes: int, axes: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """As float32 and uint8."""
     if image.ndim != len(axes) or image.size == 0:
         raise ValueError(f"{path}: 'image' must have the axes ({', '.join(axes)}), none empty, got shape {image.shape}")
     if label.shape != image.shape:
@@ -203,6 +211,10 @@ def read_spacing(path: Path) -> Spacing | None:
         given = file.attribute("spacing")
     if given is None:
         return None
+    return as_spacing(given, path)
+
+
+def as_spacing(given: Any, path: Path) -> Spacing:
     spacing = np.asarray(given)
     if spacing.shape != (3,) or spacing.dtype.kind not in "iuf" or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ValueError(f"{path}: 'spacing' must be three positive numbers, millimetres along (D, H, W), got {given}")
@@ -211,20 +223,23 @@ def read_spacing(path: Path) -> Spacing | None:
 
 
 def write_slice(path: Path, image: np.ndarray, label: np.ndarray) -> None:
-    """image, label (H, W), kept as float32 and uint8, gzip; written beside and renamed."""
-    write_pair(path, image, label, "HW")
+    """image, label (H, W), kept as float32 and uint8, gzip; written beside and renamed.
+
+    Raises:
+        ValueError: what read_slice would refuse, with up to 256 classes.
+    """
+    write_pair(path, image, label, "HW", {})
 
 
 def write_volume(path: Path, image: np.ndarray, label: np.ndarray, spacing: Spacing | None = None) -> None:
-    """image, label (D, H, W), kept as float32 and uint8, gzip; spacing in millimetres along (D, H, W)."""
-    write_pair(path, image, label, "DHW", spacing)
+    """image, label (D, H, W), kept as float32 and uint8, gzip; spacing in millimetres along (D, H, W).
+
+    Raises:
+        ValueError: what read_volume or read_spacing would refuse, with up to 256 classes.
+    """
+    write_pair(path, image, label, "DHW", {} if spacing is None else {"spacing": as_spacing(spacing, path)})
 
 
-def write_pair(path: Path, image: np.ndarray, label: np.ndarray, axes: str, spacing: Spacing | None = None) -> None:
-    if image.ndim != len(axes) or label.shape != image.shape:
-        raise ValueError(
-            f"{path}: image and label must have the axes ({', '.join(axes)}), got {image.shape} and {label.shape}"
-        )
-    attributes = {} if spacing is None else {"spacing": np.asarray(spacing, np.float64)}
-    arrays = {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
-    write_atomically(path, h5.dump(arrays, attributes))
+def write_pair(path: Path, image: np.ndarray, label: np.ndarray, axes: str, attributes: dict[str, Spacing]) -> None:
+    image, label = check_pair(path, image, label, 256, axes)
+    write_atomically(path, h5.dump({"image": image, "label": label}, attributes))

@@ -32,7 +32,7 @@ def scale(volume: np.ndarray, scaling: str, name: object) -> np.ndarray:
             raise ValueError(f"{name} is the same everywhere ({volume.flat[0]:g}): expected an image")
         scaled = volume if scaling == NONE else (volume - offset) / unit
         image: np.ndarray = scaled.astype(np.float32)
-    if not np.isfinite(image).all():
+    if not (np.isfinite(unit) and np.isfinite(image).all()):
         raise ValueError(f"{name} must fit into float32, got values up to {np.abs(volume).max():g}")
     return image
 

@@ -13,6 +13,7 @@ from zlib import crc32
 
 import tyro
 
+from train.data.layout import shared_patients
 from train.data.phantom import ROOT, ensure_phantom
 from train.data.volumes import own_spacings, read_split
 from train.device import pick_device
@@ -58,6 +59,8 @@ def main(config: Config) -> None:
     for name in which:
         checkpoint.check_same_scaling(folder.checkpoint(name), root)
     volumes = read_split(root, config.split, fit.data.classes)
+    for sentence in shared_patients(root):
+        print(f"warning: {sentence}")
     spacings = own_spacings(root, volumes) if config.unit == "mm" else None
     who = fit.teacher.judge if config.network == "judged" else config.network
     suffix = ""
