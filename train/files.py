@@ -1,33 +1,51 @@
-"""Files that are written beside and renamed, so that whatever happens there is a whole one under the name."""
+"""Files that are written beside and renamed, so that whatever happens there is a whole one under the name; locks."""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import errno
 import os
+import secrets
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
-UMASK = os.umask(0)
-os.umask(UMASK)
+import filelock
+
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces path by content, or leaves it as it was and raises OSError (a full disk, a write-protected folder)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's own mode shuts everybody else out
+        with part.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
+            sync(file)
+        part.replace(path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk names no file by itself
         raise
+
+
+def sync(file: IO[Any]) -> None:
+    """Has what was written on the disk, where the file system can promise that."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def remove_parts(folder: Path) -> None:
@@ -49,17 +67,27 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"output {folder} cannot be written: {error.strerror}") from None
 
 
-def lock(folder: Path) -> TextIO:
-    """Makes the folder this process's own until it ends, however it ends; keep what is returned.
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Within it no other process has the lock file, however this one ends.
+
+    busy: what the error says where another one has it; None: waits for that one. Where the file system has no locks
+    there is a warning and no lock.
 
     Raises:
         ValueError: another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    held = (folder / ".lock").open("w")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=-1 if busy is None else 0)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.close()
-        raise ValueError(f"output {folder}: another process is training there") from None
-    return held
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(busy) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (*UNSUPPORTED, errno.ENOLCK):
+            raise
+        print(f"warning: {path}: no locks here ({error}); run one process at a time on this folder", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()

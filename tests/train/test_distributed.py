@@ -1,4 +1,4 @@
-"""Two gloo processes: equal networks on both, the step of one process that averages two half-batches, and resume."""
+"""Gloo processes: equal networks on all, the step of one process that averages two half-batches, and resume."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ SAVES_EACH_RANK = """
 import sys
 from pathlib import Path
 import torch
-from train.run import fit
-finish = fit.Run.finish
+from train.run import run
+finish = run.Run.finish
 def save_rank(self):
     torch.save(self.trainer.state_dict(), Path(sys.argv[1]) / f"rank{self.processes.rank}.pt")
     finish(self)
-fit.Run.finish = save_rank
+run.Run.finish = save_rank
 """
 FREEZES_BATCH_NORM = """
-start = fit.Run.__init__
+start = run.Run.__init__
 def frozen(self, *arguments):
     start(self, *arguments)
     for module in self.trainer.student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-fit.Run.__init__ = frozen
+run.Run.__init__ = frozen
 """
 DIES_AT_STEP_6 = """
 import os, signal
-step = fit.Trainer.step
+step = run.Trainer.step
 def die(self, index, log=False):
     if index == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, index, log)
-fit.Trainer.step = die
+run.Trainer.step = die
 """
 RUN = """
 from train.__main__ import main
@@ -53,10 +53,10 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def torchrun(tmp_path: Path, config: FitConfig, *patches: str) -> int:
+def torchrun(tmp_path: Path, config: FitConfig, *patches: str, processes: int = 2) -> int:
     script = tmp_path / "script.py"
     script.write_text("\n".join([SAVES_EACH_RANK, *patches, RUN]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     done = subprocess.run(
         [*launch, str(script), str(tmp_path), *command(config)],
@@ -70,7 +70,10 @@ def torchrun(tmp_path: Path, config: FitConfig, *patches: str) -> int:
 
 
 def ranks(tmp_path: Path) -> list[dict[str, dict[str, torch.Tensor]]]:
-    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for rank in range(len(list(tmp_path.glob("rank*.pt"))))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +81,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("distributed") / "data")
 
 
-def test_both_ranks_stay_equal_and_resume(root: Path, tmp_path: Path) -> None:
-    config = tiny_config(root, tmp_path / "whole", method="random")
-    assert torchrun(tmp_path, config) == 0
+def test_all_ranks_stay_equal_and_resume(root: Path, tmp_path: Path) -> None:
+    """Three: the order of a sum of two numbers does not matter."""
+    batches = {"method": "random", "labelled_batch": 6, "unlabelled_batch": 6, "teacher_mode": "train"}
+    config = tiny_config(root, tmp_path / "whole", **batches)
+    assert torchrun(tmp_path, config, processes=3) == 0
     whole = ranks(tmp_path)
     for network in ("student", "teacher"):
         for name, tensor in whole[0][network].items():
-            assert torch.equal(tensor, whole[1][network][name]), (network, name)
+            assert all(torch.equal(tensor, rank[network][name]) for rank in whole), (network, name)
 
-    config = tiny_config(root, tmp_path / "broken", method="random")
-    assert torchrun(tmp_path, config, DIES_AT_STEP_6) != 0
+    config = tiny_config(root, tmp_path / "broken", **batches)
+    assert torchrun(tmp_path, config, DIES_AT_STEP_6, processes=3) != 0
     assert torch.load(tmp_path / "broken" / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
-    assert torchrun(tmp_path, config) == 0
+    assert torchrun(tmp_path, config, processes=3) == 0
     for network in ("student", "teacher"):
         for name, tensor in ranks(tmp_path)[0][network].items():
             assert torch.equal(tensor, whole[0][network][name]), (network, name)

@@ -168,7 +168,7 @@ def test_bad_splits(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"test\.list does not exist"):
         read_split(root, "test", 4)
     (root / "val.list").write_text("\n")
-    with pytest.raises(ValueError, match=r"val\.list names no volume"):
+    with pytest.raises(ValueError, match=r"val\.list names nothing"):
         read_split(root, "val", 4)
     (root / "val.list").write_text("patient007_frame01\n")
     with pytest.raises(FileNotFoundError, match=r"patient007_frame01\.h5 does not exist"):
@@ -367,6 +367,36 @@ def test_predict_scaled_uncompressed_by_the_teacher(run: Path, tmp_path: Path) -
     np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "scan.nii").affine)
 
 
+@pytest.mark.parametrize("scaling", ["min-max", "z-score", "none", "not stated"])
+def test_predict_scales_as_the_training_data(
+    run: Path, tmp_path: Path, scaling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = np.random.default_rng(6).uniform(-0.5, 3, (40, 30, 3)).astype(np.float32)
+    path, best = write_nifti(tmp_path / "scan.nii.gz", data), run / "checkpoints" / "best.pt"
+    if scaling != "not stated":
+        checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": scaling, "classes": []}})
+    assert command(["predict", str(best), str(path), "--device", "cpu"]) == 0
+    assert ("does not say how its data were scaled: taken to be min-max" in capsys.readouterr().out) is (
+        scaling == "not stated"
+    )
+    network, _ = checkpoint.load_network(best)
+    low, high, mean, std = (np.float64(f(data)) for f in (np.min, np.max, np.mean, np.std))
+    minmax = (data - low) / (high - low)
+    scaled = {"min-max": minmax, "not stated": minmax, "z-score": (data - mean) / std, "none": data}
+    expected = {name: predict_volume(network, volume.T, (32, 32)) for name, volume in scaled.items()}
+    got = np.asarray(nibabel.load(tmp_path / "scan_labels.nii.gz").dataobj).T
+    for name, labels in expected.items():
+        same = name == scaling or {name, scaling} == {"min-max", "not stated"}
+        assert (np.mean(got != labels) < 1e-3) is same, name
+
+
+def test_evaluate_data_of_another_scaling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = run / "checkpoints" / "best.pt"
+    checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": "z-score", "classes": []}})
+    assert command(["evaluate", str(run), "--checkpoint", "best", "--device", "cpu"]) == 1
+    assert f"is of scaling none, checkpoint {best} was trained on z-score" in capsys.readouterr().err
+
+
 def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     rng = np.random.default_rng(7)
     volume = rng.random((8, 9, 3)).astype(np.float32)
@@ -378,13 +408,16 @@ def broken(tmp_path: Path, scan: Path) -> dict[str, tuple[Path, str]]:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     return {
-        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged or cut off"),
+        "cut": (tmp_path / "cut.nii.gz", r"cut\.nii\.gz is damaged, cut off or no NIfTI file"),
         "short": (tmp_path / "short.nii", r"short\.nii is damaged or cut off"),
-        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged or no NIfTI file"),
-        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged or no NIfTI file"),
+        "noise": (tmp_path / "noise.nii.gz", r"noise\.nii\.gz is damaged, cut off or no NIfTI file"),
+        "plain noise": (tmp_path / "noise.nii", r"noise\.nii is damaged, cut off or no NIfTI file"),
         "missing": (tmp_path / "no.nii.gz", r"no\.nii\.gz does not exist"),
         "suffix": (tmp_path / "scan.dcm", r"scan\.dcm must end in \.nii\.gz or \.nii"),
-        "4-D": (write_nifti(tmp_path / "4d.nii.gz", volume[..., None]), r"\(X, Y, Z\), got shape \(8, 9, 3, 1\)"),
+        "4-D": (
+            write_nifti(tmp_path / "4d.nii.gz", np.stack([volume] * 2, -1)),
+            r"\(X, Y, Z\), got shape \(8, 9, 3, 2\)",
+        ),
         "NaN": (write_nifti(tmp_path / "nan.nii.gz", nan), r"nan\.nii\.gz must be finite, got 1 NaN"),
         "constant": (write_nifti(tmp_path / "flat.nii.gz", volume * 0 + 2), r"flat.* is the same everywhere \(2\)"),
         "colours": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from tiny import command, tiny_config, write_h5, write_tiny
 
-from train import files
 from train.__main__ import main
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.evaluate.report import read_run
@@ -42,7 +42,8 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     config = tiny_config(root, folder, panel_every=4)
     assert main(command(config)) == 0
     out = capsys.readouterr().out
-    for said in ("validation Dice of the student", "time a step", "panels/step_000008.png", str(folder)):
+    data = "labelled: 2 patients, 6 slices; unlabelled: 2 patients, 6 slices; validation: 1 volumes; intensities: none"
+    for said in (data, "validation Dice of the student", "time a step", "panels/step_000008.png", str(folder)):
         assert said in out
     assert (folder / "validation.txt").read_text() in out
     assert from_json((folder / "config.json").read_text(), folder) == config
@@ -57,7 +58,9 @@ def test_a_run_leaves_everything(root: Path, tmp_path: Path, capsys: pytest.Capt
     for which, of in (("judged", "student"), ("teacher", "teacher")):
         network, saved = checkpoint.load_network(folder / "checkpoints" / "last.pt", which)
         assert saved == config and not network.training
-        state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)[of]
+        state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+        assert state["data_set"] == {"scaling": "none", "classes": []}
+        state = state[of]
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert read_run(folder).summary()["masked"] == 0.5
 
@@ -82,9 +85,10 @@ def test_supervised_all_uses_every_label(root: Path, tmp_path: Path) -> None:
     assert seen == [6, 12, 6, 6]
 
 
-@pytest.mark.parametrize("autocast", ["no", "bf16"])
-def test_teacher_is_the_moving_average_of_the_student(root: Path, autocast: str) -> None:
-    config = tiny_config(root, Path("run"), autocast=autocast, ema_decay=0.6)
+@pytest.mark.parametrize(("autocast", "mode"), [("no", "eval"), ("bf16", "eval"), ("no", "train")])
+def test_teacher_is_the_moving_average_of_the_student(root: Path, autocast: str, mode: str) -> None:
+    """Its batch-norm statistics too: in train mode its own forward passes do not move them."""
+    config = tiny_config(root, Path("run"), autocast=autocast, teacher_mode=mode, ema_decay=0.6, consistency_from=0)
     names = (root / "train_slices.list").read_text().split()
     slices = Slices(root, names, 4, torch.device("cpu"))
     streams = [Batches(slices, 4, config.data.size, "nearest", 0, stream) for stream in (LABELLED, UNLABELLED)]
@@ -97,7 +101,7 @@ def test_teacher_is_the_moving_average_of_the_student(root: Path, autocast: str)
             average[key] = decay * average[key] + (1 - decay) * value if value.is_floating_point() else value.clone()
     for key, value in trainer.teacher.state_dict().items():
         torch.testing.assert_close(value.double(), average[key].double(), rtol=1e-5, atol=1e-6)
-    assert not trainer.teacher.training and trainer.student.training
+    assert trainer.teacher.training == (mode == "train") and trainer.student.training
 
 
 def test_schedules() -> None:
@@ -154,19 +158,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"] == list(range(1, 9))
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "last.pt"
-    checkpoint.save(path, {"step": 1})
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*last.pt'"):
-        checkpoint.save(path, {"step": 2})
-    assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]
-
-
 BAD = {
     "method": ({"method": "nonsense"}, "method must be one of entropy-count"),
     "labelled": ({"labelled": 99}, "99"),
@@ -181,6 +172,10 @@ BAD = {
     "device": ({"device": "cuda:77"}, "cuda:77"),
     "classes": ({"classes": 3}, "'label' must be whole numbers in [0, 3)"),
     "patch": ({"patch_size": 0}, "patch_size must be at least 1"),
+    "infinite": ({"mask_weight": math.inf}, "mask_weight must be finite, got inf"),
+    "NaN": ({"threshold": (0.5, math.nan)}, "threshold must be finite, got (0.5, nan)"),
+    "seed": ({"seed": 12345678901234567890123}, "seed must be in [0, 2^63)"),
+    "sync": ({"sync_batch_norm": True}, "sync_batch_norm needs CUDA"),
 }
 
 
@@ -221,42 +216,54 @@ def test_missing_data_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_keeps_what_it_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And goes on with that alone."""
+    root, folder = write_tiny(tmp_path / "data"), tmp_path / "run"
+    arguments = command(tiny_config(root, folder, iterations=2))
+    (root / "test.list").write_text("patient003_frame02\npatient009_frame01\n")
+    assert main(arguments) == 0
+    shared = "train.list and test.list share patient003: these patients are not unseen"
+    assert f"warning: {root}/{shared}" in capsys.readouterr().out
+    kept = json.loads((folder / "data.json").read_text())
+    assert kept == {
+        "labelled_patients": ["patient001", "patient002"], "labelled_slices": 6,
+        "unlabelled_patients": ["patient003", "patient004"], "unlabelled_slices": 6,
+        "validation_volumes": ["patient005_frame01"], "scaling": "none", "warnings": [f"{root}/{shared}"],
+    }  # fmt: skip
+    (root / "test.list").unlink()
+    assert main(arguments) == 0
+    slices = (root / "train_slices.list").read_text()
+    (root / "train_slices.list").write_text(slices.replace("patient002_frame01_slice_2\n", ""))
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert f"{folder / 'data.json'} is of other data, labelled_slices 6 -> 5" in capsys.readouterr().err
+    (root / "train_slices.list").write_text(slices)
+    (folder / "data.json").write_text("{")
+    assert main(arguments) == 1
+    assert "data.json is damaged: remove it" in capsys.readouterr().err
+    (folder / "data.json").unlink()
+    assert main(arguments) == 0 and (folder / "data.json").is_file()
+
+
+@pytest.mark.parametrize("where", ["slices", "val"])
+def test_images_of_another_range_than_stated(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tiny(tmp_path / "data")
+    for file in (root / "data").rglob("*.h5"):
+        with h5py.File(file, "a") as h5:
+            image, label = np.clip(h5["image"][()], 0, 1), h5["label"][()]
+        image[..., :2, 0] = 0, 1
+        write_h5(file, image * (255 if where == "slices" or file.parent.name == "data" else 1), label)
+    (root / "data_set.json").unlink()
+    assert main(command(tiny_config(root, tmp_path / "run"))) == 1
+    error = capsys.readouterr().err
+    named = "patient001_frame01_slice_1.h5" if where == "slices" else "patient005_frame01.h5"
+    assert named in error and "scaling min-max, got [0, 255]; state its scaling in" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_labels_name_their_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_tiny(tmp_path / "data")
     file = sorted((root / "data" / "slices").glob("*.h5"))[-1]
     write_h5(file, np.zeros((9, 9), np.float32), np.full((9, 9), 4, np.uint8))
     assert main(command(tiny_config(root, tmp_path / "run"))) == 1
     assert file.name in capsys.readouterr().err
-
-
-def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert main(command(tiny_config(root, tmp_path / "file" / "run"))) == 1
-    assert f"output {tmp_path / 'file' / 'run'}" in capsys.readouterr().err
-
-
-def test_a_folder_of_another_run_is_not_overwritten(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    assert main(command(tiny_config(root, folder, iterations=2))) == 0
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(command(tiny_config(root, folder, iterations=3))) == 1
-    assert "other settings (iterations 2 -> 3)" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_one_process_at_a_time(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with files.lock(tmp_path / "run"):
-        assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 1
-    assert "another process is training there" in capsys.readouterr().err
-    assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 0
-
-
-def test_a_damaged_checkpoint_is_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "run"
-    fit(tiny_config(root, folder, iterations=2))
-    path = folder / "checkpoints" / "last.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    assert main(command(tiny_config(root, folder, iterations=2))) == 1
-    assert f"checkpoint {path} cannot be read" in capsys.readouterr().err

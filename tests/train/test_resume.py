@@ -14,6 +14,8 @@ import pytest
 import torch
 from tiny import command, tiny_config, write_tiny
 
+from train.run.monitor import read_rows
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Kills itself at the n-th save of last.pt with half of the new file written, as a SIGKILL in a write would.
 DIES_WRITING = """
@@ -86,6 +88,26 @@ def test_killed_at_random_moments(root: Path, unbroken: Path) -> None:
         kills += 1
     assert start("-m", "train", *arguments(root, folder)).wait() == 0
     assert_same_run(folder, unbroken)
+
+
+def test_stopped_by_signals(root: Path, unbroken: Path) -> None:
+    """Ctrl-C and SIGTERM: the step at hand is finished and saved, whichever it is."""
+    folder = root.parent / "stopped"
+    steps = 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)):
+        process = start("-m", "train", *arguments(root, folder))
+        while process.poll() is None and last_step(folder) <= steps:
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait() == code
+        steps = last_step(folder)
+        assert 0 < steps < 30 and torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["step"] == steps
+    assert start("-m", "train", *arguments(root, folder)).wait() == 0
+    assert_same_run(folder, unbroken)
+
+
+def last_step(folder: Path) -> int:
+    return max((row["step"] for row in read_rows(folder / "metrics.jsonl", warn=False)), default=0)
 
 
 @pytest.mark.parametrize("save", [1, 3])

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from train.data.description import Description, write_description
 from train.run.config import FitConfig, flatten
 from train.run.recipes import configure
 
@@ -43,6 +44,7 @@ def write_tiny(root: Path, patients: int = 4, slices: int = 3) -> Path:
     (root / "train.list").write_text("".join(f"{frame}\n" for frame in frames[:-1]))
     (root / "train_slices.list").write_text("".join(f"{name}\n" for name in names))
     (root / "val.list").write_text(f"{frames[-1]}\n")
+    write_description(root, Description("none"))  # noise takes the images out of [0, 1]
     return root
 
 

@@ -16,19 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.data.description import description_path, read_description
 from train.data.layout import read_slice, slice_path
+from train.data.scaling import check_scaling
 
 LABELLED, UNLABELLED = 0, 1
 
 
 class Slices:
-    """Slices of their own sizes, read once and kept on the device."""
+    """Slices of their own sizes, read once, checked against what the data set states, and kept on the device."""
 
     def __init__(self, root: Path, names: Sequence[str], classes: int, device: torch.device) -> None:
         self.images: list[Tensor] = []  # (h, w) float32 each
         self.labels: list[Tensor] = []  # (h, w) uint8 each
+        scaling, statement = read_description(root, classes).scaling, description_path(root)
         for name in names:
-            image, label = read_slice(slice_path(root, name), classes)
+            path = slice_path(root, name)
+            image, label = read_slice(path, classes)
+            check_scaling(image, scaling, path, statement, whole=False)
             self.images.append(torch.from_numpy(image).to(device))
             self.labels.append(torch.from_numpy(label).to(device))
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.anatomy import draw_patient
+from train.data.description import Description, write_description
 from train.data.layout import slice_path, volume_path, write_list, write_slice, write_volume
-from train.files import write_atomically
+from train.data.scaling import MIN_MAX
+from train.files import locked, write_atomically
 
 ROOT = Path("data/phantom")
 VERSION = 1  # raised when the same settings draw other images
+DESCRIPTION = Description(MIN_MAX, ("background", "right ventricle", "myocardium", "left ventricle"))
 MARKER = "phantom.json"  # written last: a folder that has it is whole
 
 
@@ -52,9 +54,7 @@ def ensure_phantom(
         if count < 1:
             raise ValueError(f"{name} patients must be at least 1, got {count}")
     settings = {"version": VERSION, **counts, "seed": seed}
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f".{root.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when the process dies
+    with locked(root.parent / f".{root.name}.lock"):
         if not (root.exists() and any(root.iterdir())):
             part = root.parent / f".{root.name}.part"
             shutil.rmtree(part, ignore_errors=True)
@@ -75,6 +75,7 @@ def check_phantom(root: Path, settings: dict[str, int]) -> None:
 
 
 def write_phantom(root: Path, counts: dict[str, int], seed: int) -> None:
+    write_description(root, DESCRIPTION)
     number = 0
     for split, count in counts.items():
         names: list[str] = []

@@ -55,6 +55,8 @@ def main(config: Config) -> None:
     _, fit = loaded[which[0]]
     own = fit.data.root or ROOT
     root = config.root or (own if fit.data.root else ensure_phantom(own))
+    for name in which:
+        checkpoint.check_same_scaling(folder.checkpoint(name), root)
     volumes = read_split(root, config.split, fit.data.classes)
     spacings = own_spacings(root, volumes) if config.unit == "mm" else None
     who = fit.teacher.judge if config.network == "judged" else config.network
@@ -68,7 +70,7 @@ def main(config: Config) -> None:
     files: dict[Path, list[Row]] = {}
     for name, (network, _) in loaded.items():
         path = folder.checkpoint(name)
-        step = checkpoint.load(path)["step"]
+        step = checkpoint.load(path, ("step",))["step"]
         rows = evaluate_volumes(
             network, volumes, fit.data.size, fit.data.classes,
             spacings=spacings, precision=fit.autocast, progress=True,

@@ -14,11 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from train.data import nifti
+from train.data.description import Description
+from train.data.scaling import scale
 from train.device import pick_device
 from train.evaluate.pictures import overlay
 from train.evaluate.volumes import predict_volume
 from train.files import check_writable, write_atomically
-from train.run.checkpoint import load_network
+from train.run import checkpoint
 
 COLUMNS = 5
 
@@ -27,12 +29,12 @@ COLUMNS = 5
 class Config:
     """Label a NIfTI volume of short-axis slices with a checkpoint.
 
-    The volume is scaled to [0, 1] by its own minimum and maximum, as the training data are.
+    The intensities are scaled as the data set states that the network was trained on.
     """
 
     #: Checkpoint of `python -m train fit`: RUN/checkpoints/best.pt.
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    #: Volume (X, Y, Z), .nii.gz or .nii; the slices are its planes of constant Z.
+    #: Volume (X, Y, Z) of finite real numbers, .nii.gz or .nii; the slices are its planes of constant Z.
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     #: Where the labels go, on the image's grid and affine. None: beside the image, as <image>_labels.nii.gz.
     output: Path | None = None
@@ -54,10 +56,15 @@ def main(config: Config) -> None:
     for path in (output, config.overlay):
         if path is not None:
             check_writable(path.parent)
-    image = nifti.normalised(config.image)
-    network, fit = load_network(config.checkpoint, config.network, pick_device(config.device))
+    volume = nifti.read(config.image)
+    network, fit = checkpoint.load_network(config.checkpoint, config.network, pick_device(config.device))
+    description = checkpoint.load_description(config.checkpoint)
+    if description is None:
+        description = Description()
+        print(f"{config.checkpoint} does not say how its data were scaled: taken to be {description.scaling}")
+    image = scale(volume.voxels, description.scaling, config.image)
     labels = predict_volume(network, image, fit.data.size, fit.autocast)
-    nifti.save_labels(output, labels, config.image)
+    nifti.save_labels(output, labels, volume)
     counts = np.bincount(labels.ravel(), minlength=fit.data.classes)
     print(f"{output}: " + ", ".join(f"class {c} {count} voxels" for c, count in enumerate(counts)))
     if config.overlay is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from train.data.layout import Spacing
@@ -23,32 +23,41 @@ def nearest(count: int, wanted: int) -> np.ndarray:
     return np.floor(np.arange(wanted) * step + 0.5).astype(np.int64)
 
 
-def resize(volume: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(volume: Tensor, size: tuple[int, int]) -> Tensor:
     """(D, H, W) -> (D, *size) by nearest neighbour."""
-    return volume[:, nearest(volume.shape[1], size[0])[:, None], nearest(volume.shape[2], size[1])]
+    rows, columns = (
+        torch.from_numpy(nearest(count, wanted)).to(volume.device)
+        for count, wanted in zip(volume.shape[1:], size, strict=True)
+    )
+    return volume[:, rows[:, None], columns]
 
 
 @torch.inference_mode()
-def predict_volume(
-    network: nn.Module, volume: np.ndarray, size: tuple[int, int], precision: Precision = "no", batch: int = 16
-) -> np.ndarray:
-    """Labels (D, H, W) uint8 of a volume (D, H, W) in [0, 1], slice by slice.
+def predict_labels(
+    network: nn.Module, volume: Tensor, size: tuple[int, int], precision: Precision = "no", batch: int = 16
+) -> Tensor:
+    """Labels (D, H, W) uint8 of a volume (D, H, W) float32 in [0, 1] on the network's device, slice by slice.
 
     Slices are resized to `size` and labels back, by nearest neighbour. The network, images (N, 1, *size) -> logits
-    (N, K, *size) with K <= 255, runs in eval mode and mixed precision on its own device and is left in the mode it was
-    in.
+    (N, K, *size) with K <= 255, runs in eval mode and mixed precision and is left in the mode it was in.
     """
-    device = next(network.parameters()).device
-    images = torch.from_numpy(resize(volume.astype(np.float32, copy=False), size))[:, None]
     was = network.training
     network.eval()
     try:
-        with autocast(device, precision):
-            parts = [network(part.to(device)).argmax(1).to(torch.uint8).cpu() for part in images.split(batch)]
+        with autocast(volume.device, precision):
+            parts = [network(part).argmax(1).to(torch.uint8) for part in resize(volume, size)[:, None].split(batch)]
     finally:
         network.train(was)
-    height, width = volume.shape[1:]
-    return resize(torch.cat(parts).numpy(), (height, width))
+    return resize(torch.cat(parts), (volume.shape[1], volume.shape[2]))
+
+
+def predict_volume(
+    network: nn.Module, volume: np.ndarray, size: tuple[int, int], precision: Precision = "no", batch: int = 16
+) -> np.ndarray:
+    """As predict_labels, of and as an array on the host."""
+    device = next(network.parameters()).device
+    image = torch.from_numpy(volume.astype(np.float32, copy=False)).to(device)
+    return predict_labels(network, image, size, precision, batch).cpu().numpy()
 
 
 def evaluate_volumes(

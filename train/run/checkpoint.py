@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from train.files import write_atomically
+from train.data.description import Description, from_plain, read_description
+from train.files import reason, write_atomically
 from train.networks import build_network
 from train.run.config import FitConfig
 from train.run.config_file import from_json
@@ -21,12 +23,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The checkpoint's content.
+def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The checkpoint's content, all these parts among it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a checkpoint of this package, or is damaged.
+        ValueError: it is not a checkpoint of this package, is damaged, or lacks a part.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -35,9 +37,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
-    if not isinstance(state, dict) or not {"student", "teacher", "config"} <= state.keys():
+        raise ValueError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+    if not isinstance(state, dict) or not {"student", "teacher"} & state.keys():
         raise ValueError(f"checkpoint {path} was not written by train fit")
+    for part in parts:
+        if part not in state:
+            raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
     return state
 
 
@@ -45,8 +50,25 @@ def load_network(
     path: Path, which: Literal["judged", "student", "teacher"] = "judged", device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, FitConfig]:
     """A checkpoint's network in eval mode and the run's configuration; judged: the one that validation judged."""
-    state = load(path, device)
+    state = load(path, ("student", "teacher", "config"), device)
     config = from_json(state["config"], path)
     network = build_network(config.model, config.data.classes).to(device)
-    network.load_state_dict(state[config.teacher.judge if which == "judged" else which])
+    part = config.teacher.judge if which == "judged" else which
+    try:
+        network.load_state_dict(state[part])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path}: {part!r} does not fit: {reason(error)[:200]}") from None
     return network.eval(), config
+
+
+def load_description(path: Path) -> Description | None:
+    """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
+    state = load(path, ())
+    return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
+
+
+def check_same_scaling(path: Path, root: Path) -> None:
+    """Raises ValueError if root's images are scaled in another way than those that the checkpoint was trained on."""
+    trained, given = load_description(path), read_description(root)
+    if trained is not None and trained.scaling != given.scaling:
+        raise ValueError(f"{root} is of scaling {given.scaling}, checkpoint {path} was trained on {trained.scaling}")

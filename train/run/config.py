@@ -109,6 +109,8 @@ class FitConfig:
     device: str = "auto"
     #: Mixed precision; fp16 (CUDA only) with a gradient scaler.
     autocast: Literal["no", "bf16", "fp16"] = "no"
+    #: Batch norm over all processes instead of each one's share (CUDA only).
+    sync_batch_norm: bool = False
     #: Steps between validations; each is followed by a checkpoint.
     validate_every: int
     #: Steps between flushes of the metrics to disk, the only moments when the host waits for the device.

@@ -20,6 +20,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def data(self) -> Path:
+        """What the run is trained on: patients, slices, scaling, see train/data/summary.py."""
+        return self.path / "data.json"
+
+    @property
     def metrics(self) -> Path:
         """A row a step, see train/run/monitor.py."""
         return self.path / "metrics.jsonl"

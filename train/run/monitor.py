@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from train.files import write_atomically
+from train.files import sync, write_atomically
 from train.methods import Strategy
 from train.run.folder import RunFolder
 from train.run.processes import Processes
@@ -32,14 +32,19 @@ class NotFinite(ValueError):
     """A loss became NaN or infinite."""
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file; the torn last line of a killed run is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+def read_rows(path: Path, warn: bool = True) -> list[Row]:
+    """The rows of a metrics file. A damaged line is named and left out; a killed run's torn last one just left out."""
+    rows: list[Row] = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row["step"], int) and isinstance(row["kind"], str)):
+                raise ValueError
+            rows.append(row)
+        except (ValueError, KeyError):
+            if warn and line.endswith(b"\n"):
+                print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
     return rows
 
 
@@ -92,7 +97,9 @@ class Monitor:
         self.pending: list[tuple[int, dict[str, float], tuple[str, ...], Tensor]] = []
         self.path = folder.metrics
         self.latest: Row = {}
-        kept = [row for row in read_rows(self.path) if row["step"] <= resumed_at]
+        kept = [row for row in read_rows(self.path, processes.writes) if row["step"] <= resumed_at]
+        if resumed_at and not kept and processes.writes:
+            print(f"warning: {self.path} has no rows of steps 1 to {resumed_at}; the run goes on", file=sys.stderr)
         for row in kept:
             watch.see(row)
         if processes.writes:
@@ -143,8 +150,7 @@ class Monitor:
             for name, value in row.items():
                 if isinstance(value, float):
                     self.board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        sync(self.file)
 
     def close(self) -> None:
         if self.processes.writes:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class Processes:
     def writes(self) -> bool:
         """This process writes the run's files."""
         return self.rank == 0
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network whose backward pass averages the gradients over all processes."""
+        if self.size == 1:
+            return network
+        # Buckets that are built anew after the first step would add in another order, and a resumed run would end in
+        # other bits; find_unused_parameters keeps them as they are.
+        return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
 
     def average_(self, tensors: Iterable[Tensor]) -> None:
         """Replaces the tensors by their mean over all processes, in one reduction."""
@@ -39,6 +48,14 @@ class Processes:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
+
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers, on all of them."""
+        if self.size == 1:
+            return number
+        numbers: list[int] = [0] * self.size
+        dist.all_gather_object(numbers, number)
+        return max(numbers)
 
     def wait(self) -> None:
         if self.size > 1:

@@ -8,6 +8,15 @@ from train.ramps import sigmoid_ramp
 from train.run.config import FitConfig
 
 
+def length(config: FitConfig, labelled: int) -> int:
+    """Steps of the run, given the number of labelled slices."""
+    schedule = config.schedule
+    if schedule.iterations is not None:
+        return schedule.iterations
+    assert schedule.epochs is not None
+    return schedule.epochs * max(1, labelled // schedule.labelled_batch)
+
+
 @dataclass(frozen=True)
 class Schedule:
     iterations: int
@@ -17,6 +26,12 @@ class Schedule:
     def consistency_from(self) -> int:
         start = self.config.schedule.consistency_from
         return round(start * self.iterations) if start < 1 else round(start)
+
+    def at(self, step: int) -> dict[str, float]:
+        """What is in force at a step, by name: the rates and, once there is consistency, the strategy's settings."""
+        weight = self.consistency_weight(step) if self.config.mask.unlabelled else 0.0
+        values = {"lr": self.lr(step), "consistency_weight": weight}
+        return values | self.config.mask.at(self.time(step)) if weight > 0 else values
 
     def time(self, step: int) -> float:
         """How far the run is, in [0, 1)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from train.data.batches import Batch, Batches
 from train.device import autocast
+from train.files import reason
 from train.methods import View
 from train.networks import build_network
 from train.run import losses
@@ -36,6 +37,13 @@ class Step(NamedTuple):
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Masks and dropout of a step depend on nothing before it, so that a run continues anywhere as if unbroken."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """In train mode batch norm still normalises by the batch's statistics, but no longer moves its own by them."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats = False
 
 
 @torch.no_grad()
@@ -72,8 +80,13 @@ class Trainer:
         self.processes = processes or Processes()
         torch.manual_seed(config.seed)
         self.student = build_network(config.model, config.data.classes).to(device)
+        if config.sync_batch_norm:
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(config.teacher.teacher_mode == "train")
+        if config.teacher.ema_buffers:
+            keep_statistics(self.teacher)
+        self.parallel = self.processes.parallel(self.student)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
         )
@@ -93,26 +106,24 @@ class Trainer:
         schedule, timer, loss_config = self.schedule, self.timer, self.config.loss
         timer.start()
         seed_step(self.config.seed, step, self.processes.rank)
-        host = {"lr": schedule.lr(step), "consistency_weight": 0.0}
+        host = schedule.at(step)
         labelled = self.labelled.at(step)
         images = labelled.images
         unlabelled = teacher_logits = view = None
-        weight = schedule.consistency_weight(step)
+        weight = host["consistency_weight"]
         if self.unlabelled is not None and weight > 0:
-            time = schedule.time(step)
-            host |= {"consistency_weight": weight, **self.config.mask.at(time)}
             unlabelled = self.unlabelled.at(step)
             timer.mark("data")
             with torch.no_grad(), self.autocast():
                 teacher_logits = self.teacher(unlabelled.images)
             timer.mark("teacher")
-            view = self.config.mask.view(unlabelled.images, teacher_logits, time)
+            view = self.config.mask.view(unlabelled.images, teacher_logits, schedule.time(step))
             timer.mark("mask")
             images = torch.cat([images, view.images])
         else:
             timer.mark("data")
         with self.autocast():
-            logits = self.student(images)
+            logits = self.parallel(images)
             timer.mark("student")
             supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, loss_config)
             loss = supervised.total
@@ -143,7 +154,6 @@ class Trainer:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.timer.mark("backward")
-        self.processes.average_(p.grad for p in self.student.parameters() if p.grad is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         own = (self.student,) if self.config.teacher.ema_buffers else (self.student, self.teacher)
@@ -158,7 +168,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Raises ValueError, naming the part, where one is not of this network."""
+        for name in ("student", "teacher", "optimizer", "scaler"):
+            try:
+                getattr(self, name).load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{name!r} does not fit: {reason(error)[:200]}") from None

@@ -1,6 +1,6 @@
 """ACDC as its owners publish it, to the h5 layout, with the usual 70/10/20 split.
 
-ACDC (Bernard et al., IEEE TMI 37(11):2514-2525, 2018) has a folder a patient, with Info.cfg naming the frames of end-
+ACDC (Bernard et al., IEEE TMI 37(11):2514-2525, 2018) has a folder per patient, with Info.cfg naming the frames of end-
 diastole (ED) and end-systole (ES), and for these two patientXXX_frameYY.nii.gz and its _gt.nii.gz. In the h5 layout
 ED is frame01 and ES frame02. Intensities are scaled to [0, 1] by the minimum and maximum of the volume.
 """
@@ -15,11 +15,22 @@ import numpy as np
 from tqdm import tqdm
 
 from train.data import nifti
-from train.data.layout import slice_path, volume_path, write_list, write_slice, write_volume
+from train.data.description import Description, write_description
+from train.data.layout import (
+    as_classes,
+    read_slice,
+    read_volume,
+    slice_path,
+    volume_path,
+    write_list,
+    write_slice,
+    write_volume,
+)
+from train.data.scaling import MIN_MAX, scale
 from train.data.sets import DATA_SETS, DataSet
 from train.files import check_writable, remove_parts
 
-CLASSES = 4
+DESCRIPTION = Description(MIN_MAX, ("background", "right ventricle", "myocardium", "left ventricle"))
 PHASES = ("ED", "ES")
 
 
@@ -52,11 +63,11 @@ class Frame(NamedTuple):
 
 
 def convert(source: Path, root: Path, split: Split = ACDC) -> str:
-    """Writes slices, volumes and, last, the lists; files that are there already are kept. Returns a summary.
+    """Writes slices, volumes and, last, the lists; whole files that are there already are kept. Returns a summary.
 
     Raises:
         FileNotFoundError: a patient, a frame or its labels is missing; found before anything is written.
-        ValueError: a file is damaged, an image and its labels differ in shape, or the slices are not as many as
+        ValueError: a file is damaged, labels do not lie on their image's grid, or the slices are not as many as
         published. OSError: root cannot be written.
     """
     check_writable(root)
@@ -75,6 +86,7 @@ def convert(source: Path, root: Path, split: Split = ACDC) -> str:
             f"{source} gave {len(slices)} training slices, expected {split.train_slices}: not ACDC as published; "
             f"no list was written to {root}"
         )
+    write_description(root, DESCRIPTION)
     write_list(root / "train_slices.list", slices)
     for name, found in frames.items():
         write_list(root / f"{name}.list", [frame.name for frame in found])
@@ -93,12 +105,19 @@ def find_frames(source: Path, patients: Sequence[int]) -> list[Frame]:
             raise FileNotFoundError(f"{source} has no folder {patient}, nor has training/ or database/training/ in it")
         for index, number_of_frame in enumerate(frame_numbers(folder / "Info.cfg"), 1):
             stem = folder / f"{patient}_frame{number_of_frame:02d}"
-            pair = [Path(f"{stem}{kind}.nii.gz") for kind in ("", "_gt")]
-            for path in pair:
-                if not path.is_file():
-                    raise FileNotFoundError(f"{path} does not exist, although {folder / 'Info.cfg'} names its frame")
+            pair = [find_file(stem.with_name(stem.name + kind), folder / "Info.cfg") for kind in ("", "_gt")]
             frames.append(Frame(f"{patient}_frame{index:02d}", *pair))
     return frames
+
+
+def find_file(stem: Path, info: Path) -> Path:
+    """The NIfTI file of this name, packed or not."""
+    there = [path for path in (stem.with_name(stem.name + suffix) for suffix in nifti.SUFFIXES) if path.is_file()]
+    if not there:
+        raise FileNotFoundError(f"{stem}.nii.gz does not exist, although {info} names its frame")
+    if len(there) > 1:
+        raise ValueError(f"{there[0]} and {there[1].name} are both there: remove one")
+    return there[0]
 
 
 def frame_numbers(path: Path) -> list[int]:
@@ -112,30 +131,35 @@ def frame_numbers(path: Path) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def read_frame(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """-> image (D, H, W) float32 in [0, 1], label (D, H, W) uint8."""
-    image, label = nifti.normalised(frame.image), nifti.voxels(frame.label)
-    if image.shape != label.shape:
-        raise ValueError(f"{frame.label} must have the shape {image.shape} of {frame.image.name}, got {label.shape}")
-    bad = np.setdiff1d(label, np.arange(CLASSES))
-    if bad.size:
-        raise ValueError(f"{frame.label} must hold whole numbers in [0, {CLASSES}), got {bad[:5].tolist()}")
-    return image, label.astype(np.uint8)
+def read_frame(image: nifti.Volume, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """-> image (D, H, W) float32 in [0, 1], label (D, H, W) uint8 on the same grid."""
+    label = nifti.on_grid(nifti.read(frame.label), image)
+    return (
+        scale(image.voxels, DESCRIPTION.scaling, frame.image),
+        as_classes(label, len(DESCRIPTION.classes), frame.label),
+    )
 
 
 def convert_slices(frame: Frame, root: Path) -> list[str]:
-    names = [f"{frame.name}_slice_{k}" for k in range(1, nifti.load(frame.image).shape[2] + 1)]
+    image = nifti.read(frame.image)
+    names = [f"{frame.name}_slice_{k}" for k in range(1, len(image.voxels) + 1)]
     paths = [slice_path(root, name) for name in names]
-    if not all(path.is_file() for path in paths):
-        for path, image, label in zip(paths, *read_frame(frame), strict=True):
-            write_slice(path, image, label)
+    if all(path.is_file() for path in paths):
+        for path in paths:
+            read_slice(path, len(DESCRIPTION.classes))
+    else:
+        for path, *pair in zip(paths, *read_frame(image, frame), strict=True):
+            write_slice(path, *pair)
     return names
 
 
 def convert_volume(frame: Frame, root: Path) -> None:
     path = volume_path(root, frame.name)
-    if not path.is_file():
-        write_volume(path, *read_frame(frame), nifti.spacing(frame.image))
+    if path.is_file():
+        read_volume(path, len(DESCRIPTION.classes))
+    else:
+        image = nifti.read(frame.image)
+        write_volume(path, *read_frame(image, frame), nifti.grid(image).spacing)
 
 
-DATA_SETS.add("acdc", DataSet(("background", "right ventricle", "myocardium", "left ventricle"), convert))
+DATA_SETS.add("acdc", DataSet(DESCRIPTION.classes, convert))

@@ -1,0 +1,240 @@
+"""A run folder: whose it is, what a second start makes of it, and what damage costs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import command, tiny_config, write_tiny
+
+from train import files
+from train.__main__ import main
+from train.run import checkpoint
+from train.run.config_file import from_json, to_json
+from train.run.fit import fit
+from train.run.monitor import read_rows
+from train.run.recipes import configure
+from train.run.step import Trainer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("folder") / "data")
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path) -> Path:
+    """A run of eight steps, as tiny_config makes it."""
+    return fit(tiny_config(root, root.parent / "finished"))
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last.pt'"):
+        checkpoint.save(path, {"step": 2})
+    assert torch.load(path, weights_only=True) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(command(tiny_config(root, tmp_path / "file" / "run"))) == 1
+    assert f"output {tmp_path / 'file' / 'run'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1, "hint": 0.1}, "holds a run with other settings (seed 0 -> 1; hint 0.0 -> 0.1)"),
+        ({"iterations": 9}, "with 9 the lr of step 2, which is done, would have been"),
+        ({"iterations": 7}, "has 8 steps already, more than the 7 asked for"),
+    ],
+)
+def test_a_folder_of_another_run_is_not_overwritten(
+    changes: dict[str, Any], message: str, root: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(command(tiny_config(root, folder, **changes))) == 1
+    assert message in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_may_change_on_its_way(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often it looks; how its data are named; its length, where the schedule does not depend on that."""
+    constant = {"method": "random", "lr_floor": 1.0, "rampup": 0.0}
+    fit(tiny_config(root, tmp_path / "whole", **constant, iterations=12))
+    fit(tiny_config(root, tmp_path / "long", **constant))
+    monkeypatch.chdir(root.parent)
+    longer = {"log_every": 5, "validate_every": 6, "panel_every": 3, "iterations": 12}
+    fit(tiny_config(Path(root.name), tmp_path / "long", **constant, **longer))
+    assert (tmp_path / "long" / "panels" / "step_000009.png").is_file()
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "long")
+    )
+    assert one["step"] == other["step"] == 12
+    assert all(torch.equal(one["student"][key], other["student"][key]) for key in one["student"])
+
+
+def test_an_interrupted_run_goes_on_in_the_same_process(root: Path, tmp_path: Path) -> None:
+    """As in a notebook, where the traceback keeps the run alive; paths are given as text."""
+    settings = {"labelled": 2, "size": (32, 32), "iterations": 8, "validate_every": 4, "device": "cpu"}
+    config = configure(
+        "random", root=str(root), output=str(tmp_path / "run"), channels=(4, 8), dropout=(0, 0), **settings
+    )
+    real = Trainer.step
+
+    def interrupted(self: Trainer, index: int, log: bool = False) -> object:
+        if index == 5:
+            raise KeyboardInterrupt
+        return real(self, index, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            fit(config)
+    assert fit(config) == tmp_path / "run" and kept.traceback
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["step"] == 8
+
+
+def test_one_process_at_a_time(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files.locked(tmp_path / "run" / ".lock"):
+        assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 1
+    assert f"output {tmp_path / 'run'}: another process is training there" in capsys.readouterr().err
+    assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 0
+
+
+def test_settings_are_compared_under_the_lock(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A start that was quicker by a moment has written its settings when this one gets the lock."""
+    fit(tiny_config(root, tmp_path / "quicker", iterations=1, seed=1))
+    folder = tmp_path / "run"
+
+    @contextlib.contextmanager
+    def late(path: Path, busy: str) -> Iterator[None]:
+        shutil.copytree(tmp_path / "quicker", folder)
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.run.fit.locked", late)
+        assert main(command(tiny_config(root, folder, iterations=1))) == 1
+    assert "other settings (seed 1 -> 0)" in capsys.readouterr().err
+
+
+def test_file_systems_without_locks_and_promises(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(number: int) -> Callable[..., None]:
+        def refusing(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return refusing
+
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
+    assert main(command(tiny_config(root, tmp_path / "run", iterations=1))) == 0
+    error = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'run' / '.lock'}: no locks here" in error and "another process" not in error
+
+
+@pytest.mark.parametrize("damage", ["missing", "one line"])
+@pytest.mark.parametrize("steps", [4, 8], ids=["half-way", "finished"])
+def test_damaged_metrics_cost_no_more_than_the_damage(
+    damage: str, steps: int, root: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied
+    table = (folder / "validation.txt").read_text()
+    metrics, last = folder / "metrics.jsonl", folder / "checkpoints" / "last.pt"
+    if steps == 4:
+        state = torch.load(last, weights_only=True)
+        torch.save({**state, "step": 4}, last)
+    lines = metrics.read_text().splitlines(keepends=True)
+    if damage == "missing":
+        metrics.unlink()
+    else:
+        metrics.write_text("".join(["{" + lines[0], *lines[1:]]))
+    capsys.readouterr()
+    fit(tiny_config(root, folder))
+    said = capsys.readouterr().err
+    rows = read_rows(metrics)
+    if damage == "missing":
+        assert f"{metrics} has no rows of steps 1 to {steps}" in said
+        assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(steps + 1, 9))
+    else:
+        assert said.count("is damaged and left out") == 1 and f"{metrics}: line 1 is damaged" in said
+        assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(2, 9))
+    if steps == 8:
+        assert (folder / "validation.txt").read_text() == table
+
+
+FIELDS = {
+    "empty": (lambda values: "", "config.json: the configuration of a run is not JSON"),
+    "a list": (lambda values: "[]", "config.json: the configuration of a run must be a JSON object, got list"),
+    "older": (lambda values: values["teacher"].pop("judge"), "config.json: .*field 'teacher.judge' is missing"),
+    "newer": (lambda values: values["loss"].update(focal=1), "config.json: .*focal"),
+    "a number": (lambda values: values.update(mask=3), "config.json: .*field 'mask' must be an object, got 3"),
+    "text": (lambda values: values["schedule"].update(lr="fast"), "config.json: .*schedule.lr.*fast"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_configuration_of_another_version_names_the_field(name: str, root: Path, tmp_path: Path) -> None:
+    change, message = FIELDS[name]
+    config = tiny_config(root, tmp_path)
+    values = json.loads(to_json(config))
+    text = change(values)
+    (tmp_path / "config.json").write_text(text if isinstance(text, str) and text in ("", "[]") else json.dumps(values))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/{message}") as error:
+        fit(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_of_the_first_version_is_read(root: Path) -> None:
+    values = json.loads(to_json(tiny_config(root, Path("run"))))
+    del values["architecture"], values["sync_batch_norm"]
+    assert from_json(json.dumps(values), "") == tiny_config(root, Path("run"))
+
+
+@pytest.mark.parametrize("part", ["step", "best", "optimizer", "student", "config"])
+def test_a_checkpoint_that_lacks_a_part_names_it(part: str, root: Path, copied: Path) -> None:
+    config = tiny_config(root, copied)
+    path = copied / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != part}, path)
+    with pytest.raises(ValueError, match=f"^checkpoint {path} lacks '{part}'"):
+        fit(config)
+    if part in ("student", "optimizer"):
+        torch.save({**state, part: {"other": torch.zeros(1)}}, path)
+        with pytest.raises(ValueError, match=f"^checkpoint {path}: '{part}' does not fit: ") as error:
+            fit(config)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_named(root: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert main(command(tiny_config(root, copied))) == 1
+    assert f"checkpoint {path} cannot be read" in capsys.readouterr().err
