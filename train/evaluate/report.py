@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from train.evaluate.pictures import new_figure, save_figure
 from train.files import write_atomically
 from train.run.config import FitConfig, flatten
 from train.run.config_file import from_json
@@ -191,14 +191,13 @@ def table(groups: dict[str, list[Run]]) -> tuple[str, str]:
     return text, written.getvalue()
 
 
-def figure(groups: dict[str, list[Run]], kind: str = "png") -> bytes:
-    """Dice, pseudo-labels, coverage and threshold over the steps, as a file of this kind; a colour per group.
+def draw(groups: dict[str, list[Run]]) -> Figure:
+    """Dice, pseudo-labels, coverage and threshold over the steps; a colour per group.
 
     The validations of the best and the last checkpoint are marked, and so is a curve of a single point.
     """
     heights = (1.8, 1.0, 1.0)  # where many lines run close together, more
-    picture = Figure(figsize=(11, 2.5 * sum(heights) + 0.15 * len(groups)), layout="constrained")
-    FigureCanvasAgg(picture)
+    picture = new_figure((11, 2.5 * sum(heights) + 0.15 * len(groups)))
     axes = picture.subplots(len(heights), 2, sharex=True, height_ratios=heights)
     for axis, (curve, title) in zip(axes.flat, CURVES.items(), strict=True):
         for i, (name, runs) in enumerate(groups.items()):
@@ -220,16 +219,13 @@ def figure(groups: dict[str, list[Run]], kind: str = "png") -> bytes:
     for axis in axes[-1]:
         axis.set_xlabel("step")
     picture.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
-    buffer = io.BytesIO()
-    picture.savefig(buffer, format=kind, dpi=110)
-    return buffer.getvalue()
+    return picture
 
 
 def main(config: Config) -> None:
     if not config.runs:
         raise ValueError("runs: give at least one run folder")
-    kind = config.output.suffix.lower()
-    if kind not in FORMATS:
+    if config.output.suffix.lower() not in FORMATS:
         raise ValueError(f"output must end in {', '.join(FORMATS)}, got {config.output}")
     runs = [read_run(folder) for folder in config.runs]
     check_distinct(runs)
@@ -242,6 +238,6 @@ def main(config: Config) -> None:
     groups = group(validated)
     text, values = table(groups)
     print(text)
-    write_atomically(config.output, figure(groups, kind[1:]))
+    save_figure(config.output, draw(groups))
     write_atomically(config.output.with_suffix(".csv"), values.encode(errors="surrogateescape"))
     print(f"figure: {config.output}\ntable:  {config.output.with_suffix('.csv')}")
