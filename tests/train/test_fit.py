@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import h5py
@@ -116,6 +117,18 @@ def test_schedules() -> None:
     assert ramped((0.75, 0.6), 1.0) == pytest.approx(0.6)
     assert ramped((0.75, 0.95), 0.5) == pytest.approx(0.75 + 0.2 * math.exp(-1.25))
     assert sigmoid_ramp(-1.0) == pytest.approx(math.exp(-5)) and sigmoid_ramp(2.0) == 1.0
+
+
+def test_help_shows_the_defaults_of_method_and_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--recipe=epochs", "--method", "mcl", "--help"])
+    said = " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+    for default in ("0.4", "0.6", "1000", "256 256", "500"):
+        assert f"(default: {default})" in said
+    assert said.count("(default: None)") == 3  # root, output, iterations
 
 
 def test_method_comes_before_recipe_and_the_user_before_both() -> None:
