@@ -374,7 +374,7 @@ def test_predict_scales_as_the_training_data(
     data = np.random.default_rng(6).uniform(-0.5, 3, (40, 30, 3)).astype(np.float32)
     path, best = write_nifti(tmp_path / "scan.nii.gz", data), run / "checkpoints" / "best.pt"
     if scaling != "not stated":
-        checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": scaling, "classes": []}})
+        checkpoint.save(best, {**checkpoint.load(best, ()), "data_set": {"scaling": scaling, "classes": []}})
     assert command(["predict", str(best), str(path), "--device", "cpu"]) == 0
     assert ("does not say how its data were scaled: taken to be min-max" in capsys.readouterr().out) is (
         scaling == "not stated"
@@ -387,12 +387,12 @@ def test_predict_scales_as_the_training_data(
     got = np.asarray(nibabel.load(tmp_path / "scan_labels.nii.gz").dataobj).T
     for name, labels in expected.items():
         same = name == scaling or {name, scaling} == {"min-max", "not stated"}
-        assert (np.mean(got != labels) < 1e-3) is same, name
+        assert bool(np.mean(got != labels) < 1e-3) is same, name
 
 
 def test_evaluate_data_of_another_scaling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = run / "checkpoints" / "best.pt"
-    checkpoint.save(best, {**checkpoint.load(best), "data_set": {"scaling": "z-score", "classes": []}})
+    checkpoint.save(best, {**checkpoint.load(best, ()), "data_set": {"scaling": "z-score", "classes": []}})
     assert command(["evaluate", str(run), "--checkpoint", "best", "--device", "cpu"]) == 1
     assert f"is of scaling none, checkpoint {best} was trained on z-score" in capsys.readouterr().err
 

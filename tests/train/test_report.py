@@ -28,7 +28,7 @@ def test_report_names_groups_by_what_tells_them_apart() -> None:
     def run(**changes: object) -> Run:
         config = configure(**{"recipe": "reduced", "autocast": "bf16", **changes})
         rows = [{"kind": "train", "step": s, "masked": s / 100} for s in (1, 99, 100, 101)]
-        return Run(RunFolder(Path()), config, [*rows, {"kind": "validation", "step": 30_000, "dice_mean": 0.5}])
+        return Run(RunFolder(Path()), config, [*rows, {"kind": "validation", "step": 30_000, "dice_mean": 0.5}], 1500)
 
     runs = [
         run(method="mcl"), run(), run(seed=1, output=Path("a")), run(scope="batch"), run(ratio=(0.1, 0.5), hint=0.1),
@@ -68,8 +68,16 @@ def test_unfinished_runs_are_named_and_are_no_further_seed(tmp_path: Path, capsy
         write_run(tmp_path / "d", {}, seed=3),
         write_run(tmp_path / "e", {300: 0.3}, iterations=None, epochs=2),
         write_run(tmp_path / "f", {300: 0.4}, iterations=None, epochs=2, seed=1),
+        write_run(tmp_path / "g", {300: 0.4}, iterations=None, epochs=2, seed=2),  # an old one, without data.json
+        write_run(tmp_path / "h", {300: 0.4}, iterations=None, epochs=2, seed=3),
     ]
-    (tmp_path / "f" / "validation.txt").write_text("ended")
+    (tmp_path / "e" / "validation.txt").write_text("of the end, before the run was lengthened")
+    for name in "ef":
+        slices = 800 if name == "e" else 600  # 400 steps, 300 steps
+        (tmp_path / name / "data.json").write_text(json.dumps({"labelled_slices": slices}))
+    (tmp_path / "h" / "validation.txt").write_text("of the end")
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "validation", "step": 400}\n{"kind": "validation", "step": 4')  # damaged, torn
     assert main(["report", *runs, "--output", str(tmp_path / "report.png")]) == 0
     printed = capsys.readouterr().out
     assert f"left out: {tmp_path / 'd'} has no validation yet" in printed and "0.8000 +- 0.1414" in printed
@@ -78,8 +86,9 @@ def test_unfinished_runs_are_named_and_are_no_further_seed(tmp_path: Path, capsy
     assert {name: row["seeds"] for name, row in table.items()} == {
         "entropy-topr iterations=400": "2",
         "entropy-topr iterations=400 seed=2 (unfinished: step 200 of 400)": "0",
-        "entropy-topr epochs=2 seed=0 (unfinished: step 300)": "0",
-        "entropy-topr epochs=2": "1",
+        "entropy-topr epochs=2 seed=0 (unfinished: step 300 of 400)": "0",
+        "entropy-topr epochs=2 seed=2 (unfinished: step 300)": "0",
+        "entropy-topr epochs=2": "2",
     }
     row = table["entropy-topr iterations=400"]
     assert float(row["best Dice mean"]) == pytest.approx(0.8) and float(row["last Dice mean"]) == pytest.approx(0.6)

@@ -21,6 +21,7 @@ from train.run.config_file import from_json
 from train.run.folder import RunFolder
 from train.run.monitor import Row, read_rows
 from train.run.recipes import configure
+from train.run.schedule import length
 
 BIN = 100  # steps whose mean is a point of what is measured on single batches
 CURVES = {
@@ -50,20 +51,22 @@ class Run:
     folder: RunFolder
     config: FitConfig
     rows: list[Row]
+    length: int | None  # steps; None: an old run of epochs, which does not say how many slices it has
 
     @property
     def unfinished(self) -> str | None:
         """How far a run is that has not ended, in words."""
-        validations, wanted = self.kind("validation"), self.config.schedule.iterations
+        validations = self.validations
         if not validations:
             return "no validation yet"
         step = validations[-1]["step"]
-        if wanted is None:  # the length is in epochs: the table of the end is written when it is reached
+        if self.length is None:
             return None if self.folder.validation.is_file() else f"step {step}"
-        return None if step >= wanted else f"step {step} of {wanted}"
+        return None if step >= self.length else f"step {step} of {self.length}"
 
-    def kind(self, kind: str) -> list[Row]:
-        return [row for row in self.rows if row["kind"] == kind]
+    @property
+    def validations(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == "validation" and isinstance(row.get("dice_mean"), float)]
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         seen = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
@@ -78,7 +81,7 @@ class Run:
 
     def best_and_last(self) -> tuple[Row, Row]:
         """The validations that the checkpoints of these names are of."""
-        validations = self.kind("validation")
+        validations = self.validations
         return max(validations, key=lambda row: float(row["dice_mean"])), validations[-1]
 
     def summary(self) -> dict[str, float]:
@@ -101,7 +104,14 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: {folder.config} does not exist")
-    return Run(folder, from_json(folder.config.read_text(encoding="utf-8"), folder.config), read_rows(folder.metrics))
+    config = from_json(folder.config.read_text(encoding="utf-8", errors="replace"), folder.config)
+    wanted = config.schedule.iterations
+    if wanted is None and folder.data.is_file():
+        try:
+            wanted = length(config, json.loads(folder.data.read_bytes())["labelled_slices"])
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{folder.data} is damaged: expected the number of labelled_slices") from None
+    return Run(folder, config, read_rows(folder.metrics), wanted)
 
 
 def compared(run: Run) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def main(config: Config) -> None:
         raise ValueError(f"output must end in {', '.join(FORMATS)}, got {config.output}")
     runs = [read_run(folder) for folder in config.runs]
     check_distinct(runs)
-    validated = [run for run in runs if run.kind("validation")]
+    validated = [run for run in runs if run.validations]
     if not validated:
         raise ValueError(f"runs: none has a validation yet; {runs[0].folder.metrics} has none")
     for run in runs:
