@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,12 @@ class Processes:
             return network
         # Buckets that are built anew after the first step would add in another order, and a resumed run would end in
         # other bits; find_unused_parameters keeps them as they are.
-        return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = (
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        )  # before torch 2.14
+        settings: dict[str, Any] = {buffers: False, "find_unused_parameters": True}
+        return DistributedDataParallel(network, **settings)
 
     def average_(self, tensors: Iterable[Tensor]) -> None:
         """Replaces the tensors by their mean over all processes, in one reduction."""
