@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from train.data import nifti
 from train.data.description import Description
 from train.data.scaling import scale
 from train.device import pick_device
-from train.evaluate.pictures import overlay
+from train.evaluate.pictures import class_names, draw_slices, save_figure
 from train.evaluate.volumes import predict_volume
-from train.files import check_writable, write_atomically
+from train.files import check_writable
 from train.run import checkpoint
-
-COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -68,22 +62,6 @@ def main(config: Config) -> None:
     counts = np.bincount(labels.ravel(), minlength=fit.data.classes)
     print(f"{output}: " + ", ".join(f"class {c} {count} voxels" for c, count in enumerate(counts)))
     if config.overlay is not None:
-        save_overlay(config.overlay, image, labels)
+        names = class_names(description.classes, fit.data.classes)
+        save_figure(config.overlay, draw_slices(image, labels, names))
         print(f"picture: {config.overlay}")
-
-
-def save_overlay(path: Path, image: np.ndarray, labels: np.ndarray) -> None:
-    """Every slice of image (D, H, W) with its labels over it."""
-    depth, height, width = image.shape
-    rows, columns = ceil(depth / COLUMNS), min(depth, COLUMNS)
-    figure = Figure(figsize=(2.4 * columns, 2.4 * rows * height / width), layout="constrained")
-    FigureCanvasAgg(figure)
-    low, high = np.percentile(image, (0.5, 99.5))
-    for axis in figure.subplots(rows, columns, squeeze=False).flat:
-        axis.set_axis_off()
-    for axis, plane, label in zip(figure.axes, image, labels, strict=False):
-        axis.imshow(plane, cmap="gray", vmin=low, vmax=high)
-        overlay(axis, label)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    write_atomically(path, buffer.getvalue())

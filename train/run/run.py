@@ -15,7 +15,7 @@ from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
-from train.evaluate.pictures import save_panel
+from train.evaluate.pictures import class_names, draw_panel, save_figure
 from train.files import remove_parts, write_atomically
 from train.methods import pseudo_labels
 from train.run import checkpoint
@@ -176,8 +176,7 @@ class Run:
                 logits = self.trainer.teacher.eval()(batch.images)
             self.trainer.teacher.train(was)
         view = step.view
-        save_panel(
-            self.folder.panel(done),
+        picture = draw_panel(
             f"{self.config.method}, step {done}",
             batch.images,
             entmask_ext.entropy_map(logits),
@@ -186,7 +185,9 @@ class Run:
             batch.images if view is None else view.images,
             pseudo_labels(logits) if view is None else view.labels,
             batch.labels,
+            class_names(self.description.classes, self.config.data.classes),
         )
+        save_figure(self.folder.panel(done), picture)
 
     def finish(self) -> None:
         """The table of the validations, the time split, where to look."""
