@@ -63,7 +63,7 @@ def torchrun(tmp_path: Path, config: FitConfig, *patches: str, processes: int = 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     print(done.stdout, done.stderr)
     return done.returncode

@@ -103,50 +103,49 @@ class Trainer:
 
     def step(self, step: int, log: bool = False) -> Step:
         """Step number `step`, from 0; log: also what costs a little to know (train/run/statistics.py)."""
-        schedule, timer, loss_config = self.schedule, self.timer, self.config.loss
-        timer.start()
+        self.timer.start()
         seed_step(self.config.seed, step, self.processes.rank)
-        host = schedule.at(step)
-        labelled = self.labelled.at(step)
-        images = labelled.images
-        unlabelled = teacher_logits = view = None
+        host = self.schedule.at(step)
         weight = host["consistency_weight"]
-        if self.unlabelled is not None and weight > 0:
-            unlabelled = self.unlabelled.at(step)
-            timer.mark("data")
+        labelled = self.labelled.at(step)
+        unlabelled = self.unlabelled.at(step) if self.unlabelled is not None and weight > 0 else None
+        self.timer.mark("data")
+        teacher_logits = view = None
+        if unlabelled is not None:
             with torch.no_grad(), self.autocast():
                 teacher_logits = self.teacher(unlabelled.images)
-            timer.mark("teacher")
-            view = self.config.mask.view(unlabelled.images, teacher_logits, schedule.time(step))
-            timer.mark("mask")
-            images = torch.cat([images, view.images])
-        else:
-            timer.mark("data")
+            self.timer.mark("teacher")
+            view = self.config.mask.view(unlabelled.images, teacher_logits, self.schedule.time(step))
+            self.timer.mark("mask")
+        device = self.losses(labelled, view, weight)
+        self.backward(device["loss"], host["lr"])
+        update_teacher(self.teacher, self.student, self.schedule.ema_decay(step), self.config.teacher.ema_buffers)
+        self.timer.mark("optimizer")
+        if view is not None and unlabelled is not None and teacher_logits is not None:
+            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
+        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+
+    def losses(self, labelled: Batch, view: View | None, weight: float) -> dict[str, Tensor]:
+        """The loss of one forward pass over both kinds of slices, and its parts."""
+        config, count = self.config.loss, len(labelled.images)
+        images = labelled.images if view is None else torch.cat([labelled.images, view.images])
         with self.autocast():
             logits = self.parallel(images)
-            timer.mark("student")
-            supervised = losses.supervised_loss(logits[: len(labelled.images)], labelled.labels, loss_config)
-            loss = supervised.total
-            device = {"supervised": loss, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
+            self.timer.mark("student")
+            supervised = losses.supervised_loss(logits[:count], labelled.labels, config)
+            total = supervised.total
+            parts = {"supervised": total, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
             if view is not None:
-                consistency = losses.unlabelled_loss(
-                    logits[len(labelled.images) :], view, loss_config, self.class_weight
-                )
-                loss = loss + weight * consistency.total
-                device |= {
+                consistency = losses.unlabelled_loss(logits[count:], view, config, self.class_weight)
+                total = total + weight * consistency.total
+                parts |= {
                     "consistency": consistency.total,
                     "consistency_ce_masked": consistency.ce_masked,
                     "consistency_ce_visible": consistency.ce_visible,
                     "consistency_dice": consistency.dice,
                 }
-        device["loss"] = loss
-        timer.mark("loss")
-        self.backward(loss, host["lr"])
-        update_teacher(self.teacher, self.student, schedule.ema_decay(step), self.config.teacher.ema_buffers)
-        timer.mark("optimizer")
-        if view is not None and unlabelled is not None and teacher_logits is not None:
-            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
-        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+        self.timer.mark("loss")
+        return {**parts, "loss": total}
 
     def backward(self, loss: Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:
