@@ -24,7 +24,9 @@ from entmask_ext import reference
 
 # Small, odd, with cut patches.
 SMALL = [Shape(2, 2, 3, (5, 7), (2, 3)), Shape(2, 1, 2, (3, 5, 4), (2, 2, 3))]
-small = pytest.mark.parametrize("shape", SMALL, ids=str)
+small_in_a_layout = pytest.mark.parametrize(
+    ("shape", "layout"), [(SMALL[0], "contiguous"), (SMALL[0], "sliced"), (SMALL[1], "channels_last")], ids=str
+)
 
 
 def double_logits(shape: Shape, device: str, layout: str = "contiguous") -> Tensor:
@@ -48,8 +50,7 @@ def check(function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], x: Tensor) 
 
 
 @devices
-@small
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@small_in_a_layout
 def test_gradcheck_of_entropy(layout: str, shape: Shape, device: str) -> None:
     logits, present = double_logits(shape, device, layout), some_present(shape, device)
     check(lambda x: entmask_ext.entropy_map(x), logits)
@@ -60,8 +61,7 @@ def test_gradcheck_of_entropy(layout: str, shape: Shape, device: str) -> None:
 
 
 @devices
-@small
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@small_in_a_layout
 def test_gradcheck_of_masking(layout: str, shape: Shape, device: str) -> None:
     image = make_image(shape, torch.float64, device, layout)
     logits, present = double_logits(shape, device, layout), some_present(shape, device)
@@ -77,8 +77,7 @@ def test_gradcheck_of_masking(layout: str, shape: Shape, device: str) -> None:
 
 
 @devices
-@small
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@small_in_a_layout
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradcheck_of_the_loss(weighted: bool, layout: str, shape: Shape, device: str) -> None:
     logits, present = double_logits(shape, device, layout), some_present(shape, device)

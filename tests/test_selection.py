@@ -182,7 +182,6 @@ KNIFE_EDGES = [
     (0.7999997999999999, 5), (0.6666664999999999, 6), (0.9999998888888888, 9), (0.8999999, 10),
     (0.1818180909090909, 11), (0.8181817272727272, 11), (0.33333324999999997, 12), (0.7499999166666667, 12),
 ]  # fmt: skip
-ISAS = ["baseline", "avx2", "avx512"]
 
 
 def exact_share(fraction: float, length: int) -> int:
@@ -209,7 +208,9 @@ print(json.dumps([entmask_ext._C.build_info()["cpu_isa"], counts]))
 """
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", ["baseline", *(pytest.param(isa, marks=pytest.mark.long) for isa in ("avx2", "avx512"))]
+)
 def test_the_same_number_on_every_instruction_set(isa: str) -> None:
     command = [sys.executable, "-c", COUNT, json.dumps(KNIFE_EDGES)]
     done = subprocess.run(command, env=os.environ | {"ENTMASK_CPU": isa}, capture_output=True, text=True)
@@ -430,8 +431,7 @@ def test_no_scores(scope: str, device: str) -> None:
 
 
 @devices
-@pytest.mark.parametrize("scope", ["image", "batch"])
-@pytest.mark.parametrize("data", ["different", "tied"])
+@pytest.mark.parametrize(("data", "scope"), [("different", "image"), ("tied", "batch")])
 def test_a_million_patches(data: str, scope: str, device: str) -> None:
     scores = torch.rand(1, 1000, 1003) if scope == "image" else torch.rand(3, 600, 601)
     if data == "tied":

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # Every op, forward and backward, naming each before it starts; a stack that overflows ends the process.
 CALLS = """
-import sys, threading
+import threading
 import torch
 from cases import LAYOUTS, Shape, make_image, make_labels, make_logits, make_patches
 import entmask_ext
@@ -49,23 +47,18 @@ def everything():
     print("done", flush=True)
 
 torch.manual_seed(0)
-if sys.argv[1] == "thread":
-    threading.stack_size(256 * 1024)
-    thread = threading.Thread(target=everything)
-    thread.start()
-    thread.join()
-else:
-    everything()
+threading.stack_size(256 * 1024)
+thread = threading.Thread(target=everything)
+thread.start()
+thread.join()
 """
 
 
-@pytest.mark.parametrize("who", ["thread", "workers"])
-def test_a_stack_of_256_kibibytes(who: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+def test_stacks_of_256_kibibytes() -> None:
+    """Of the thread that calls and of those that help it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_STACKSIZE": "256k", "OMP_WAIT_POLICY": "passive"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    if who == "workers":
-        environment["OMP_STACKSIZE"] = "256k"
-    command = [sys.executable, "-c", CALLS, who]
+    command = [sys.executable, "-c", CALLS]
     done = subprocess.run(
         command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
     )

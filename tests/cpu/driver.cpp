@@ -95,7 +95,9 @@ const Operation operations[] = {
     OPERATION("where", where, WhereParams),
     OPERATION("loss_forward", loss_forward, LossForwardParams),
     OPERATION("loss_backward", loss_backward, LossBackwardParams),
-    OPERATION("shuffle_patches", shuffle, ShuffleParams),
+    OPERATION("gather", gather, GatherParams),
+    OPERATION("gather_backward", gather_backward, GatherBackwardParams),
+    OPERATION("components", components, ComponentsParams),
 };
 
 struct BufferSpec {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simt import data, launchers, reference
+from simt import data, launchers, reference, test_components
 from simt.tensors import Tensor, bits, image, patch_counts, tensor
 
 from build_backend import extension
@@ -20,25 +20,25 @@ from build_backend import extension
 from . import build
 
 RUNS = (("forward", 0), ("reverse", 0), ("random", 1))
-QUICK = ("select", "where", "shuffle")
+QUICK = ("select", "where", "shuffle", "components")
 ALL_STAGES = [pytest.param(isa, marks=pytest.mark.long) for isa in extension.isas()]
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module", params=["quick", *ALL_STAGES])
-def options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a launcher of tests/simt takes to run on the CPU kernels instead."""
     isa, stages = ("baseline", QUICK) if request.param == "quick" else (request.param, ())
-    executable = build.driver(tmp_path_factory.mktemp(request.param), isa, stages)
+    executable = build.driver(isa, stages)
     if subprocess.run([executable, "runs here?"]).returncode:
         pytest.skip(f"this processor does not run {isa}")
     return {"mode": "asan", "executable": executable, "runs": RUNS}
 
 
-def some(cases: list[Any], number: int, options: dict[str, Any]) -> list[Any]:
+def some(cases: list[Any], number: int, request: pytest.FixtureRequest) -> list[Any]:
     """A quarter of the cases in the ordinary run, each number another one."""
-    return cases[number % 4 :: 4] if "quick" in str(options["executable"]) else cases
+    return cases if request.node.get_closest_marker("long") else cases[number % 4 :: 4]
 
 
 every_stage = pytest.mark.parametrize("options", ALL_STAGES, indirect=True)
@@ -50,6 +50,15 @@ def around(*lengths: int) -> list[int]:
 
 LANES = sorted({1, 2, 3, *around(4, 8, 16), 31, 32, 33, 63, 64, 65})
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
+
+
+RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def assert_gradient(actual: np.ndarray, expected: np.ndarray, dtype: str) -> None:
+    largest = np.nanmax(np.abs(expected)) if expected.size else 0.0
+    tiny = 6e-8 if dtype == "float16" else 0.0
+    np.testing.assert_allclose(actual, expected, rtol=RELATIVE[dtype], atol=RELATIVE[dtype] * largest + tiny)
 
 
 # ---------------------------------------------------------------- moved elements
@@ -69,8 +78,8 @@ PLACES = [
 
 
 @pytest.mark.parametrize("dtype", WHERE_DTYPES)
-def test_where(dtype: str, options: dict[str, Any]) -> None:
-    for i, (size, patch) in some(list(enumerate(PLACES)), WHERE_DTYPES.index(dtype), options):
+def test_where(dtype: str, options: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    for i, (size, patch) in some(list(enumerate(PLACES)), WHERE_DTYPES.index(dtype), request):
         layout, other = LAYOUTS[i % 4], LAYOUTS[i // 4 % 4]
         shape = (2 if len(size) == 2 else 1, 1 + i % 4, *size)
         x, y = image(shape, dtype, layout), image(shape, dtype, other)
@@ -89,7 +98,7 @@ def test_where(dtype: str, options: dict[str, Any]) -> None:
                 np.testing.assert_array_equal(pixels, wanted)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", WHERE_DTYPES)
 def test_shuffle(dtype: str, options: dict[str, Any]) -> None:
     for i, (width, layout) in enumerate(itertools.product((1, 3, 8, 17, 33), LAYOUTS)):
         patch = (2, width) if i % 3 else (2, 1, width)
@@ -101,6 +110,31 @@ def test_shuffle(dtype: str, options: dict[str, Any]) -> None:
             out, _ = launchers.shuffle_patches(x, permutation, patch, inverse=inverse, **options)
             wanted = reference.shuffle_patches(x.storage, permutation, patch, inverse=inverse)
             np.testing.assert_array_equal(bits(out), bits(wanted))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_gather_backward(dtype: str, options: dict[str, Any]) -> None:
+    """Some patches are taken by many, some by none."""
+    for i, (width, layout) in enumerate(itertools.product((1, 3, 8, 17, 33), LAYOUTS)):
+        patch, size = ((2, width), (4, 3 * width)) if i % 3 else ((2, 1, width), (2, 3, 2 * width))
+        grad = tensor(data.rng(i).normal(size=(2, 1 + i % 4, *size)), dtype, layout)
+        patches = 2 * int(np.prod(patch_counts(size, patch)))
+        source = data.rng(i).integers(0, max(1, patches // 2), patches)
+        out, _ = launchers.gather_backward(grad, source, patch, **options)
+        assert_gradient(out, reference.gather_backward(grad.values, source, patch), dtype)
+
+
+# ---------------------------------------------------------------- components
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_largest_components(dtype: type, options: dict[str, Any]) -> None:
+    for i, shape in enumerate(test_components.SHAPES):
+        labels = data.rng(i).integers(0, 4, shape).astype(dtype)
+        labels[data.rng(i + 1).random(shape) < 0.05] = 255
+        for connectivity in range(1, len(shape)):
+            out, _ = launchers.components(labels, 4, connectivity, **options)
+            np.testing.assert_array_equal(out, test_components.expected(labels, 4, connectivity))
 
 
 # ---------------------------------------------------------------- selection
@@ -221,15 +255,6 @@ def check_map(shape: Shape, patch: Shape, dtype: str, layout: str, options: dict
 @DTYPES
 def test_map(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_map, dtypes, options)
-
-
-RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
-
-
-def assert_gradient(actual: np.ndarray, expected: np.ndarray, dtype: str) -> None:
-    largest = np.nanmax(np.abs(expected)) if expected.size else 0.0
-    tiny = 6e-8 if dtype == "float16" else 0.0
-    np.testing.assert_allclose(actual, expected, rtol=RELATIVE[dtype], atol=RELATIVE[dtype] * largest + tiny)
 
 
 def check_backward(
