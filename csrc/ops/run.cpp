@@ -27,11 +27,14 @@ void run_on_cpu(const cpu::Stage<P>& stage, const P& p, int64_t elements) {
   const int64_t items = stage.items(p);
   const at::DataPtr workspace = cpu_memory(stage.workspace ? stage.workspace(p) : 0);
   if (items > 0) {
-    const size_t scratch_bytes = stage.scratch ? stage.scratch(p) : 0;
+    // Scratch for all threads at once: a malloc in each would cost more than a small stage.
+    const bool alone = at::in_parallel_region() || elements <= kTaskElements;
+    const size_t each = stage.scratch ? (stage.scratch(p) + 63) / 64 * 64 : 0;
+    const at::DataPtr scratch = cpu_memory(each * (alone ? 1 : at::get_num_threads()));
     const int64_t grain = std::max<int64_t>(1, items * kTaskElements / std::max<int64_t>(elements, 1));
-    at::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
-      const at::DataPtr scratch = cpu_memory(scratch_bytes);
-      stage.run(p, {workspace.get(), scratch.get()}, begin, end);
+    at::parallel_for(0, items, alone ? items : grain, [&](int64_t begin, int64_t end) {
+      char* const own = static_cast<char*>(scratch.get()) + (alone ? 0 : each * size_t(at::get_thread_num()));
+      stage.run(p, {workspace.get(), own}, begin, end);
     });
   }
   if (stage.finish) stage.finish(p, workspace.get());
