@@ -20,6 +20,7 @@ from entmask_ext import ConsistencyLoss, PatchMask
 
 IMAGE, LOGITS, LABELS = torch.randn(4, 1, 16, 24), torch.randn(4, 3, 16, 24), torch.randint(3, (4, 16, 24))
 PATCHES, ORDER, SCORES = torch.rand(4, 4, 6) < 0.5, torch.randperm(24), torch.rand(4, 4, 6)
+SOURCE = torch.randint(4 * 24, (4, 4, 6))
 
 # Each public function of one of its tensors.
 CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
@@ -34,6 +35,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
     "patch_scores": (lambda x: entmask_ext.patch_scores(x, 4, score="count", threshold=0.5), LOGITS),
     "consistency_loss": (lambda x: entmask_ext.consistency_loss(x, LABELS, PATCHES, 4, smooth=1), LOGITS),
     "largest_components": (lambda x: entmask_ext.largest_components(x, 3), LABELS),
+    "gather_patches": (lambda x: entmask_ext.gather_patches(x, SOURCE, 4), IMAGE),
     "shuffle_patches": (lambda x: entmask_ext.shuffle_patches(x, 4, ORDER), IMAGE),
 }
 calls = pytest.mark.parametrize(("call", "argument"), CALLS.values(), ids=CALLS)
