@@ -33,12 +33,24 @@ int64_t axes_of(py::handle value) {
   return PyLong_Check(ndim.ptr()) ? PyLong_AsLong(ndim.ptr()) : 0;
 }
 
+// The Python number in a numpy number or a 0-d array; any other value as it is.
+py::object plain(py::handle value) {
+  PyObject* const p = value.ptr();
+  if (!PyFloat_CheckExact(p) && !PyLong_CheckExact(p) && !PyBool_Check(p) && !THPVariable_Check(p) &&
+      py::hasattr(value, "ndim") && axes_of(value) == 0)
+    return value.attr("item")();
+  return py::reinterpret_borrow<py::object>(value);
+}
+
 double real(const std::string& name, const char* expected, py::handle value) {
+  const py::object number = plain(value);
+  PyObject* const p = number.ptr();
+  if (PyFloat_CheckExact(p)) return PyFloat_AS_DOUBLE(p);
   // float() of a tensor on a device would wait for it.
-  const bool readable = THPVariable_Check(value.ptr()) ? THPVariable_Unpack(value.ptr()).device().is_cpu()
-                                                       : PyNumber_Check(value.ptr()) && !PyComplex_Check(value.ptr());
-  if (!readable || axes_of(value) != 0) wrong_type(name, expected, value);
-  const double result = PyFloat_AsDouble(value.ptr());
+  const bool readable = THPVariable_Check(p) ? THPVariable_Unpack(p).device().is_cpu()
+                                             : PyNumber_Check(p) && !PyComplex_Check(p) && !PyBool_Check(p);
+  if (!readable || axes_of(number) != 0) wrong_type(name, expected, value);
+  const double result = PyFloat_AsDouble(p);
   if (result != -1 || !PyErr_Occurred()) return result;
   const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
   PyErr_Clear();
@@ -58,15 +70,12 @@ int64_t whole(const std::string& name, const char* expected, py::handle value) {
   wrong_type(name, expected, value);
 }
 
-// A Python, numpy or 0-d array number as a bool, an int or a float, whichever it is.
+// A bool, an int or a float, whichever it is.
 IValue number(const std::string& name, const char* expected, py::handle value) {
-  py::object plain = py::reinterpret_borrow<py::object>(value);
-  if (!PyLong_Check(value.ptr()) && !PyFloat_Check(value.ptr()) && !THPVariable_Check(value.ptr()) &&
-      py::hasattr(value, "ndim") && axes_of(value) == 0)
-    plain = value.attr("item")();
-  if (PyBool_Check(plain.ptr())) return IValue(plain.ptr() == Py_True);
-  if (PyLong_Check(plain.ptr())) return IValue(whole(name, expected, plain));
-  return IValue(real(name, expected, plain));
+  const py::object given = plain(value);
+  if (PyBool_Check(given.ptr())) return IValue(given.ptr() == Py_True);
+  if (PyLong_Check(given.ptr())) return IValue(whole(name, expected, given));
+  return IValue(real(name, expected, given));
 }
 
 // One size for all axes, or one per axis: an int, or a sequence or a 1-d array of ints.

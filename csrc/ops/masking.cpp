@@ -168,6 +168,7 @@ uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtyp
 
 uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_TYPE(!number.isComplex(), name, " must be a real number, got ", number);
+  TORCH_CHECK_TYPE(!number.isBoolean() || dtype == at::kBool, name, " must be a number for ", dtype, ", got a bool");
   switch (dtype) {
     case at::kDouble:
       return bits_of<double>(number, name, dtype);
@@ -190,7 +191,7 @@ uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtyp
     case at::kLong:
       return bits_of<int64_t>(number, name, dtype);
     default:
-      TORCH_CHECK_TYPE(false, "patch_where takes floating, bool, uint8 and int8 to int64 tensors, got ", dtype);
+      TORCH_CHECK_TYPE(false, name, " is a number for floating, bool, uint8 and int8 to int64 tensors, got ", dtype);
   }
 }
 
@@ -214,7 +215,7 @@ std::tuple<Tensor, Tensor> patch_where_kernel(const Tensor& patches, const optio
   for (const Side& side : {inside, outside}) {
     if (!side.is_tensor()) continue;
     const Tensor& t = *side.tensor;
-    TORCH_CHECK_VALUE(t.layout() == at::kStrided, side.name, " must be a dense tensor, got layout ", t.layout());
+    check_movable(t, side.name);
     TORCH_CHECK_VALUE(t.device() == patches.device(), side.name, " and patches must be on the same device, got ",
                       t.device(), " and ", patches.device());
     TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), "inside and outside must have the same dtype, got ",
@@ -376,6 +377,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_mask(
   check_same_image_sizes(image, "image", logits, "logits");
   const Selection selection{ratio, ratio_tensor, min_score, min_score_tensor, min_patches, order, hint, scope};
   check_selection(selection, logits.sym_size(0), logits.device());
+  TORCH_CHECK_VALUE(
+      scope == "image" || !threshold_tensor || threshold_tensor->dim() == 0,
+      "threshold must be a number or a 0-d tensor with scope='batch', where all images are one row, got a "
+      "tensor of shape ",
+      threshold_tensor ? threshold_tensor->sym_sizes() : c10::SymIntArrayRef());
   auto [scores, labels] = score_patches(logits, patch_size, score, threshold, threshold_tensor, label_dtype);
   auto [out, mask, patches, ranked] = mask_by_scores(image, scores, patch_size, selection, fill, mask_dtype);
   return {out, mask, patches, ranked, labels};
