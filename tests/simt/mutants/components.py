@@ -12,7 +12,13 @@ MUTANTS = [
         "inside && index > 0 && static_cast<int64_t>(a.labels[index - 1]) == label",
         TESTS,
     ),
-    Mutant("start: pixels are not cleared", FILE, "    a.pixels[pixel.index] = 0;\n", "", TESTS),
+    Mutant(
+        "start: sums of pixels begin with what differs",
+        FILE,
+        "    a.pixels[pixel.index] = 0;\n",
+        "    a.pixels[pixel.index] = static_cast<unsigned>(pixel.place);\n",
+        TESTS,
+    ),
     Mutant(
         "start: only the first threads' places are cleared",
         FILE,
