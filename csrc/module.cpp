@@ -46,9 +46,13 @@ double real(const std::string& name, const char* expected, py::handle value) {
   const py::object number = plain(value);
   PyObject* const p = number.ptr();
   if (PyFloat_CheckExact(p)) return PyFloat_AS_DOUBLE(p);
-  // float() of a tensor on a device would wait for it.
-  const bool readable = THPVariable_Check(p) ? THPVariable_Unpack(p).device().is_cpu()
-                                             : PyNumber_Check(p) && !PyComplex_Check(p) && !PyBool_Check(p);
+  bool readable = PyNumber_Check(p) && !PyComplex_Check(p) && !PyBool_Check(p);
+  if (THPVariable_Check(p)) {  // float() of one on a device would wait for it
+    const at::Tensor& t = THPVariable_Unpack(p);
+    readable = t.device().is_cpu() && t.scalar_type() != at::kBool && !t.is_complex();
+    TORCH_CHECK_NOT_IMPLEMENTED(!(t.requires_grad() && at::GradMode::is_enabled()), name, " has no derivative; pass ",
+                                name, ".detach()");
+  }
   if (!readable || axes_of(number) != 0) wrong_type(name, expected, value);
   const double result = PyFloat_AsDouble(p);
   if (result != -1 || !PyErr_Occurred()) return result;
@@ -66,7 +70,7 @@ int64_t whole(const std::string& name, const char* expected, py::handle value) {
   if (result != -1 || !PyErr_Occurred()) return result;
   const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
   PyErr_Clear();
-  if (overflow) throw py::value_error(name + " must be an int below 2^63, got " + std::string(py::str(value)));
+  if (overflow) throw py::value_error(name + " must be an int between -2^63 and 2^63, got one that is not");
   wrong_type(name, expected, value);
 }
 

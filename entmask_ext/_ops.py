@@ -101,8 +101,10 @@ def _item(argument: _Argument, value: Any) -> Any:
             raise _wrong_type(argument, value)
         return value.item()
     if isinstance(value, Tensor):
-        if value.dim() != 0 or value.device.type != "cpu":
+        if value.dim() != 0 or value.device.type != "cpu" or value.dtype == torch.bool or value.is_complex():
             raise _wrong_type(argument, value)
+        if value.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{argument.name} has no derivative; pass {argument.name}.detach()")
         return value.item()
     return value
 
@@ -150,7 +152,7 @@ def _int(argument: _Argument, value: Any) -> int:
 
 def _fitting(argument: _Argument, number: int) -> int:
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"{argument.name} must be an int below 2^63, got {number}")
+        raise ValueError(f"{argument.name} must be an int between -2^63 and 2^63, got one that is not")
     return number
 
 
@@ -256,7 +258,9 @@ def check_number(x: Tensor | None, name: str, images: int, device: torch.device,
     if x is None:
         return
     if x.dtype not in FLOATING and not (counts and x.dtype in INTEGERS):
-        raise TypeError(f"{name} must be a floating {'or an integer ' if counts else ''}tensor, got {x.dtype}")
+        raise TypeError(
+            f"{name} must be a floating{', uint8 or int8 to int64' if counts else ''} tensor, got {x.dtype}"
+        )
     if x.dim() > 0:
         check_shape(x, name, [images], ", one value per image, or be a number or a 0-d tensor")
     if x.device != device and (x.dim() > 0 or x.device.type != "cpu"):

@@ -204,6 +204,7 @@ def consistency_loss(
         masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:])
 
     # From here on, one entry a pixel that counts: (M, K) logits, (M,) labels and region.
+    labels = labels.long()
     counts = (labels >= 0) & (labels < classes)
     log_p = F.log_softmax(logits.movedim(1, -1)[counts].double(), dim=-1)
     label = labels[counts].long()
@@ -340,6 +341,7 @@ def _entropy(logits: Tensor, normalize: bool) -> Tensor:
 def _patch_sums(x: Tensor, patch: Sequence[int]) -> Tensor:
     """(N, *S) -> (N, *G): sums over patches, of which the last of an axis may be cut."""
     sizes = x.shape[1:]
+    patch = [min(width, max(size, 1)) for width, size in zip(patch, sizes, strict=True)]  # no padding beyond one patch
     grid = _grid(sizes, patch)
     missing = [n * width - size for n, width, size in zip(grid, patch, sizes, strict=True)]
     x = F.pad(x, [end for n in reversed(missing) for end in (0, n)])
@@ -350,7 +352,7 @@ def _patch_sums(x: Tensor, patch: Sequence[int]) -> Tensor:
 def _spread(patches: Tensor, patch: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """(N, *G) -> (N, *S): each pixel gets the value of its patch."""
     for axis, (width, size) in enumerate(zip(patch, sizes, strict=True), start=1):
-        patches = patches.repeat_interleave(width, axis).narrow(axis, 0, size)
+        patches = patches.repeat_interleave(min(width, max(size, 1)), axis).narrow(axis, 0, size)
     return patches
 
 

@@ -463,3 +463,21 @@ def test_a_layout_without_kernels(convert: Callable[[Tensor], Tensor]) -> None:
     for call in (lambda: entmask_ext.entropy_map(strange), lambda: entmask_ext.patch_mask(IMAGE, strange)):
         with pytest.raises((NotImplementedError, ValueError), match=re.compile("sparse|mkldnn", re.IGNORECASE)):
             call()
+
+
+@pytest.mark.parametrize("name", ["mask_weight", "ce_weight", "dice_weight", "smooth", "denominator_offset"])
+def test_a_weight_that_requires_grad(name: str) -> None:
+    """Its gradient would be dropped without a word."""
+    logits, labels = torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    weight = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=rf"{name} has no derivative; pass {name}.detach\(\)"):
+        entmask_ext.consistency_loss(logits, labels, **{name: weight})
+    entmask_ext.consistency_loss(logits, labels, **{name: weight.detach()})
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint64, torch.complex64], ids=str)
+def test_dtypes_that_are_no_number_of_patches(dtype: torch.dtype) -> None:
+    scores = torch.rand(2, 3, 3)
+    for ratio in (torch.ones((), dtype=dtype), torch.ones(2, dtype=dtype)):
+        with pytest.raises(TypeError, match="ratio must be a floating, uint8 or int8 to int64 tensor"):
+            entmask_ext.select_patches(scores, ratio)

@@ -267,3 +267,9 @@ def test_empty_batch(device: str) -> None:
     losses = entmask_ext.consistency_loss(logits, labels, torch.empty(0, 2, 2, dtype=torch.bool, device=device), 4)
     assert [value.item() for value in losses] == [0, 0, 0, 0]
     assert torch.autograd.grad(losses.total, logits)[0].shape == logits.shape
+
+
+def test_the_reference_counts_uint8_labels_of_256_classes() -> None:
+    logits, labels = torch.randn(1, 256, 2, 3), torch.randint(256, (1, 2, 3), dtype=torch.uint8)
+    ours, theirs = (f.consistency_loss(logits, labels) for f in (entmask_ext, reference))
+    torch.testing.assert_close(ours.total, theirs.total)

@@ -23,9 +23,11 @@ optional<Dtype> known_float(at::ScalarType type) {
   }
 }
 
-bool is_count(const NumberArgument& n) {
-  return n.is_tensor() && c10::isIntegralType(n.tensor->scalar_type(), /*includeBool=*/false);
+bool is_integer(at::ScalarType type) {
+  return type == at::kByte || type == at::kChar || type == at::kShort || type == at::kInt || type == at::kLong;
 }
+
+bool is_count(const NumberArgument& n) { return n.is_tensor() && is_integer(n.tensor->scalar_type()); }
 
 void check_value(double value, const NumberArgument& n) {
   TORCH_CHECK_VALUE(!std::isnan(value), n.name, " must be a number, got NaN");
@@ -44,9 +46,8 @@ at::ScalarType compute_dtype(const Tensor& t) { return t.scalar_type() == at::kD
 
 void check_movable(const Tensor& t, const char* name) {
   const at::ScalarType type = t.scalar_type();
-  const bool integer = type == at::kBool || type == at::kByte || type == at::kChar || type == at::kShort ||
-                       type == at::kInt || type == at::kLong;
-  TORCH_CHECK_TYPE(integer || known_float(type), name, " must be floating, bool, uint8 or int8 to int64, got ", type);
+  TORCH_CHECK_TYPE(type == at::kBool || is_integer(type) || known_float(type), name,
+                   " must be floating, bool, uint8 or int8 to int64, got ", type);
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
 }
 
@@ -150,9 +151,10 @@ void check_number(const NumberArgument& n, const c10::SymInt& images, const at::
   }
   TORCH_CHECK_VALUE(!n.value, n.name, " was given twice, as a number and as a tensor");
   const Tensor& t = *n.tensor;
-  TORCH_CHECK_TYPE(known_float(t.scalar_type()) || (n.counts && is_count(n)), n.name,
-                   n.counts ? " must be a floating or an integer tensor, got " : " must be a floating tensor, got ",
-                   t.scalar_type());
+  TORCH_CHECK_TYPE(
+      known_float(t.scalar_type()) || (n.counts && is_count(n)), n.name,
+      n.counts ? " must be a floating, uint8 or int8 to int64 tensor, got " : " must be a floating tensor, got ",
+      t.scalar_type());
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, n.name, " must be a dense tensor, got layout ", t.layout());
   TORCH_CHECK_VALUE(t.dim() == 0 || (t.dim() == 1 && t.sym_size(0) == images), n.name,
                     " must be a number, a 0-d tensor or one value per image, shape [", images,
