@@ -93,6 +93,7 @@ const Operation operations[] = {
     OPERATION("entropy_backward", entropy_backward, EntropyBackwardParams),
     OPERATION("select", select, SelectParams),
     OPERATION("where", where, WhereParams),
+    OPERATION("box_mask", box_mask, BoxMaskParams),
     OPERATION("loss_forward", loss_forward, LossForwardParams),
     OPERATION("loss_backward", loss_backward, LossBackwardParams),
     OPERATION("gather", gather, GatherParams),

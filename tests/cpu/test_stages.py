@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simt import data, launchers, reference, test_components
+from simt import data, launchers, reference, test_box_mask, test_components
 from simt.tensors import Tensor, bits, image, patch_counts, tensor
 
 from build_backend import extension
@@ -20,7 +20,7 @@ from build_backend import extension
 from . import build
 
 RUNS = (("forward", 0), ("reverse", 0), ("random", 1))
-QUICK = ("select", "where", "shuffle", "components")
+QUICK = ("select", "where", "box_mask", "shuffle", "components")
 ALL_STAGES = [pytest.param(isa, marks=pytest.mark.long) for isa in extension.isas()]
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -124,7 +124,15 @@ def test_gather_backward(dtype: str, options: dict[str, Any]) -> None:
         assert_gradient(out, reference.gather_backward(grad.values, source, patch), dtype)
 
 
-# ---------------------------------------------------------------- components
+# ---------------------------------------------------------------- boxes and components
+
+
+def test_boxes(options: dict[str, Any]) -> None:
+    for size in ((7, 9), (5, 16), (1, 1), (3, 65), (4, 5, 17)):
+        boxes = data.rng(1).integers(-3, max(size) + 3, (20, 2 * len(size)))
+        boxes[0], boxes[1, ::2], boxes[1, 1::2] = 0, -(1 << 62), 1 << 62
+        out, _ = launchers.box_mask(boxes, size, **options)
+        np.testing.assert_array_equal(out, test_box_mask.expected(boxes, size))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
