@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -204,6 +205,15 @@ def test_bad_settings_are_named_before_anything_is_written(
     assert main([*arguments, "--method", method]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_whose_settings_are_not_its_own(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root, tmp_path / "run", method="random")
+    with pytest.raises(
+        ValueError, match=r"^mask must be SurestPatches, the settings of method entropy-lowr, got Random"
+    ):
+        fit(replace(config, method="entropy-lowr"))
     assert not (tmp_path / "run").exists()
 
 

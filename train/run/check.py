@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from train.methods import METHODS
+from train.methods.patches import PatchSettings
 from train.networks import NETWORKS
 from train.run.config import FitConfig, flatten
 
@@ -26,6 +27,9 @@ def check(config: FitConfig, processes: int = 1) -> None:
     schedule, strategy = config.schedule, config.mask
     require(config.architecture in NETWORKS, "architecture", f"one of {', '.join(NETWORKS)}")
     require(config.method in METHODS, "method", f"one of {', '.join(METHODS)}")
+    own = type(METHODS[config.method].strategy(PatchSettings(patch_size=1, ratio=(0.0,))))
+    require_own("mask", config.mask, own, f"method {config.method}")
+    require_own("model", config.model, NETWORKS[config.architecture], f"architecture {config.architecture}")
     require(0 <= config.seed < 2**63, "seed", "in [0, 2^63)")
     require(2 <= config.data.classes <= 255, "classes", "in [2, 255]")
     if schedule.iterations is not None and schedule.epochs is not None:
@@ -55,3 +59,12 @@ def check(config: FitConfig, processes: int = 1) -> None:
         require(strategy.unlabelled or config.teacher.judge == "student", "judge", expected)
     config.model.check(config.data.size)
     strategy.check(config.data.size, schedule.unlabelled_batch, processes)
+
+
+def require_own(name: str, settings: object, own: type, of: str) -> None:
+    """A configuration whose name was replaced, but not what belongs to it, would train something else."""
+    if type(settings) is not own:
+        raise ValueError(
+            f"{name} must be {own.__name__}, the settings of {of}, got {type(settings).__name__}: "
+            "train.run.recipes.configure gives both"
+        )
