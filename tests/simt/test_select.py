@@ -105,7 +105,7 @@ DEVICE_NUMBERS: list[tuple[dict[str, list[float]], str]] = [
     ({"ratio": [7.0]}, "float64"),
     ({"ratio": [-1.0]}, "float16"),
     ({"ratio": [NAN]}, "bfloat16"),
-    ({"ratio": [0.7, NAN, 0.0, 1e-9, 2.0]}, "float32"),
+    ({"ratio": [0.7, NAN, 0.0, 1e-9, INF]}, "float32"),
     ({"ratio": [13]}, "int64"),
     ({"ratio": [5, 0, -3, 1 << 62, 1]}, "int64"),
     ({"min_score": [0.5]}, "float16"),

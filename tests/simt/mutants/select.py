@@ -122,7 +122,6 @@ MUTANTS = [
         "rounded_product(ratio < 1 ? ratio : 1, length)",
         "rounded_product(ratio, length)",
         SELECT,
-        equivalent="k is at most the row's length in any case; the clamp keeps the product within an int64",
     ),
     Mutant(
         "rule: a whole number of patches is taken for a ratio",
