@@ -22,7 +22,7 @@ def main() -> None:
     mixed_labels = entmask_ext.patch_where(inside, their_labels, labels, 1)
     print(f"CutMix: {inside.float().mean().item():.2f} of the pixels are the partner's")
 
-    # The fifth of the patches where the teacher is least sure, from the partner: what is unsure is replaced, not blackened.
+    # The fifth of the patches where the teacher is least sure come from the partner, instead of going black.
     unsure = entmask_ext.select_patches(entmask_ext.patch_scores(logits, 16), 0.2)
     mixed = entmask_ext.patch_where(unsure, partners, images, 16)
     mixed_labels = entmask_ext.patch_where(unsure, their_labels, labels, 16)
