@@ -102,6 +102,9 @@ struct Argument {
   TypeKind kind;
   bool optional;
   bool pair;  // the schema's next argument is the tensor that may be given instead
+  // The str that came last, most often the default: the same object is not converted again.
+  mutable py::object text{};
+  mutable IValue text_value{};
 
   const char* expected() const {
     switch (kind) {
@@ -153,8 +156,12 @@ struct Argument {
         if (PyBool_Check(p)) return IValue(p == Py_True);
         break;
       case TypeKind::StringType:
-        if (PyUnicode_Check(p)) return IValue(py::cast<std::string>(value));
-        break;
+        if (!PyUnicode_Check(p)) break;
+        if (!text.is(value)) {
+          text = py::reinterpret_borrow<py::object>(value);
+          text_value = IValue(py::cast<std::string>(value));
+        }
+        return text_value;
       case TypeKind::ScalarTypeType:
         if (THPDtype_Check(p)) return IValue(reinterpret_cast<THPDtype*>(p)->scalar_type);
         break;
