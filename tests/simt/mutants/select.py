@@ -184,7 +184,7 @@ MUTANTS = [
         "select.cu",
         "if (p.length <= rank_limit)",
         "if (p.length <= rank_limit + 1)",
-        SELECT,
+        f"{BOUNDARIES}::test_patches_of_a_row",
         build="asan",
     ),
     Mutant(
