@@ -50,8 +50,8 @@ double real(const std::string& name, const char* expected, py::handle value) {
   if (THPVariable_Check(p)) {  // float() of one on a device would wait for it
     const at::Tensor& t = THPVariable_Unpack(p);
     readable = t.device().is_cpu() && t.scalar_type() != at::kBool && !t.is_complex();
-    TORCH_CHECK_NOT_IMPLEMENTED(!(t.requires_grad() && at::GradMode::is_enabled()), name, " has no derivative; pass ",
-                                name, ".detach()");
+    const bool differentiable = (t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined();
+    TORCH_CHECK_NOT_IMPLEMENTED(!differentiable, name, " has no derivative; pass ", name, ".detach()");
   }
   if (!readable || axes_of(number) != 0) wrong_type(name, expected, value);
   const double result = PyFloat_AsDouble(p);
@@ -159,7 +159,10 @@ struct Argument {
         if (!PyUnicode_Check(p)) break;
         if (!text.is(value)) {
           text = py::reinterpret_borrow<py::object>(value);
-          text_value = IValue(py::cast<std::string>(value));
+          Py_ssize_t size = 0;
+          const char* const utf8 = PyUnicode_AsUTF8AndSize(p, &size);
+          if (!utf8) throw py::error_already_set();
+          text_value = IValue(std::string(utf8, size_t(size)));
         }
         return text_value;
       case TypeKind::ScalarTypeType:

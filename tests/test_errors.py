@@ -481,3 +481,24 @@ def test_dtypes_that_are_no_number_of_patches(dtype: torch.dtype) -> None:
     for ratio in (torch.ones((), dtype=dtype), torch.ones(2, dtype=dtype)):
         with pytest.raises(TypeError, match="ratio must be a floating, uint8 or int8 to int64 tensor"):
             entmask_ext.select_patches(scores, ratio)
+
+
+@pytest.mark.parametrize("weight", [1e-50, 1e300])
+def test_a_class_weight_that_float32_cannot_hold(weight: float) -> None:
+    logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    weights = torch.full((3,), weight, dtype=torch.float64)
+    with pytest.raises(ValueError, match=re.escape(f"got {weight:g} for class 0")):
+        entmask_ext.consistency_loss(logits, labels, class_weight=weights)
+    assert entmask_ext.consistency_loss(logits.double(), labels, class_weight=weights).total.isfinite()
+
+
+def test_a_weight_with_a_tangent() -> None:
+    logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    one = torch.tensor(1.0)
+    with pytest.raises(NotImplementedError, match="mask_weight has no derivative"):
+        torch.func.jvp(lambda w: entmask_ext.consistency_loss(logits, labels, mask_weight=w).total, (one,), (one,))
+
+
+def test_text_that_is_no_utf8() -> None:
+    with pytest.raises(ValueError):
+        entmask_ext.select_patches(torch.rand(1, 2, 2), order="\ud800")

@@ -61,11 +61,14 @@ Inputs check_inputs(const Tensor& logits, const Tensor& labels, const OptionalTe
     in.class_weight = class_weight->detach().to(compute_dtype(logits)).contiguous();
     // On CUDA the values are not looked at: that would wait for the device.
     if (in.class_weight.device().is_cpu()) {
-      const Tensor values = in.class_weight.to(at::kDouble);
-      for (int64_t k = 0; k < values.numel(); ++k) {
-        const double v = values.const_data_ptr<double>()[k];
+      const Tensor given = class_weight->detach().to(at::kDouble).contiguous(), used = in.class_weight.to(at::kDouble);
+      for (int64_t k = 0; k < given.numel(); ++k) {
+        const double v = given.const_data_ptr<double>()[k], u = used.const_data_ptr<double>()[k];
         TORCH_CHECK_VALUE(std::isfinite(v) && v >= 0, "class_weight must be finite and >= 0, got ", v, " for class ",
                           k);
+        TORCH_CHECK_VALUE(std::isfinite(u) && (u > 0 || v == 0), "class_weight must be 0 or a number that ",
+                          in.class_weight.scalar_type(), ", in which the loss is computed, can hold, got ", v,
+                          " for class ", k);
       }
     }
     p.class_weight = in.class_weight.const_data_ptr();

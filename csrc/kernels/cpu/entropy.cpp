@@ -156,10 +156,12 @@ ENTMASK_INLINE bool any_nan(const T* h, int64_t n) {
   return found;
 }
 
+// Scratch for staged pieces: none where rows are planar and read as a whole.
 template <class P>
-size_t reader_scratch(const P& p) {
+size_t reader_scratch(const P& p, int64_t width, bool as_a_whole) {
   return with_dtype(p.dtype, [&](auto s) {
     using S = typename decltype(s)::type;
+    if (p.logits_stride.w == 1 && width >= kWidth<Compute<S>> && as_a_whole) return size_t(0);
     return size_t(piece_elements<S>(p.classes)) * sizeof(S);
   });
 }
@@ -327,6 +329,11 @@ size_t pool_workspace(const EntropyPoolParams& p) {
   return strip_splits(p.grid) == 1 ? 0 : size_t(pool_items(p)) * size_t(p.grid.count[2]) * sizeof(double);
 }
 
+size_t pool_scratch(const EntropyPoolParams& p) {
+  const int64_t width = p.grid.size[2];
+  return reader_scratch(p, width, chunk_end(0, width, p.grid.patch[2]) == width);
+}
+
 void run_pool(const EntropyPoolParams& p, const Memory& memory, int64_t begin, int64_t end) {
   double* partial = pool_workspace(p) ? static_cast<double*>(memory.workspace) : nullptr;
   with_dtype(p.dtype, [&](auto s) { pool<typename decltype(s)::type>(p, partial, memory.scratch, begin, end); });
@@ -355,14 +362,18 @@ int64_t map_items(const EntropyMapParams& p) {
   return p.batch * m.planes * m.rows * m.pieces;
 }
 
+size_t map_scratch(const EntropyMapParams& p) {
+  const int64_t width = map_rows(p).width;
+  return reader_scratch(p, width, width <= kChunk || width % kChunk == 0);
+}
+
 void run_map(const EntropyMapParams& p, const Memory& memory, int64_t begin, int64_t end) {
   with_dtype(p.dtype, [&](auto s) { map<typename decltype(s)::type>(p, memory.scratch, begin, end); });
 }
 
 }  // namespace
 
-const Stage<EntropyPoolParams> entropy_pool = {pool_items, run_pool, reader_scratch<EntropyPoolParams>, pool_workspace,
-                                               finish_pool};
-const Stage<EntropyMapParams> entropy_map = {map_items, run_map, reader_scratch<EntropyMapParams>, nullptr, nullptr};
+const Stage<EntropyPoolParams> entropy_pool = {pool_items, run_pool, pool_scratch, pool_workspace, finish_pool};
+const Stage<EntropyMapParams> entropy_map = {map_items, run_map, map_scratch, nullptr, nullptr};
 
 }  // namespace entmask::cpu::ENTMASK_ISA
