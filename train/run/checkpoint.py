@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import reprlib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,18 +26,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The checkpoint's content, all these parts among it.
+    """The checkpoint's content, all these parts among it, each of its type.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a checkpoint of this package, is damaged, or lacks a part.
+        ValueError: it is not a checkpoint of this package, is damaged, lacks a part, or a part is of another type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(io.BytesIO(verified(path)), map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     if not isinstance(state, dict) or not {"student", "teacher"} & state.keys():
@@ -43,7 +43,51 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
     for part in parts:
         if part not in state:
             raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
+    check_types(path, state)
     return state
+
+
+def verified(path: Path) -> bytes:
+    """The file's bytes, read once; torch.load does not compare the records of a zip archive with their checksums.
+
+    Raises:
+        ValueError: a record is damaged.
+        OSError, zipfile.BadZipFile: it cannot be read, is cut off, or is no zip archive.
+    """
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"record {damaged} is damaged")
+    return content
+
+
+def check_types(path: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError, naming the part, where one is not of the type that train fit writes."""
+    expected = {
+        "step": ("a whole number of at least 0", is_step),
+        "best": ("the scores of a step, 'dice' among them", lambda best: is_scores(best) and "dice" in best),
+        "last": ("the scores of a step", is_scores),
+        "config": ("text", lambda config: isinstance(config, str)),
+        **dict.fromkeys(
+            ("student", "teacher", "optimizer", "scaler"), ("a dict", lambda part: isinstance(part, dict))
+        ),
+    }  # fmt: skip
+    for part, (kind, fits) in expected.items():
+        if part in state and not fits(state[part]):
+            raise ValueError(f"checkpoint {path}: {part!r} must be {kind}, got {reprlib.repr(state[part])}")
+    if "data_set" in state:
+        from_plain(state["data_set"], f"checkpoint {path}")
+
+
+def is_step(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def is_scores(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and is_step(value.get("step")) and all(type(v) in (int, float) for v in value.values())
+    )
 
 
 def load_network(

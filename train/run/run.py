@@ -77,8 +77,6 @@ class Run:
         except ValueError as error:
             raise ValueError(f"checkpoint {path}: {error}") from None
         self.start, self.best = state["step"], state["best"]
-        if not isinstance(self.best, dict) or not {"step", "dice"} <= self.best.keys():
-            raise ValueError(f"checkpoint {path}: 'best' must have step and dice, got {self.best!r}")
         self.last = state.get("last", self.last)
 
     def run(self) -> Path:
