@@ -14,6 +14,13 @@ from train.methods import Strategy
 from train.networks import Network
 
 
+def folder(name: str, given: Path | str | None) -> Path | None:
+    """Text as a path; name: the setting's. Raises ValueError where it is empty, which a path reads as '.'."""
+    if given == "":
+        raise ValueError(f"{name} must name a folder, got ''")
+    return Path(given) if isinstance(given, str) else given
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     #: Folder in the ACDC h5 layout (train.list, train_slices.list, val.list, data/). None: the embedded phantom, which
@@ -29,8 +36,7 @@ class DataConfig:
     interpolation: Literal["nearest", "cubic"] = "nearest"
 
     def __post_init__(self) -> None:
-        if isinstance(self.root, str):
-            object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "root", folder("root", self.root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +131,7 @@ class FitConfig:
     schedule: ScheduleConfig
 
     def __post_init__(self) -> None:
-        if isinstance(self.output, str):
-            object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "output", folder("output", self.output))
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +18,14 @@ from train.data.phantom import ROOT, ensure_phantom
 from train.data.summary import check_same_data, summarise
 from train.data.volumes import read_split
 from train.device import pick_device
-from train.files import check_writable, locked
+from train.files import check_writable, locked, there
 from train.methods import METHODS
 from train.run import checkpoint
 from train.run.check import check
 from train.run.config import FitConfig, flatten
 from train.run.config_file import from_json
 from train.run.folder import RunFolder
+from train.run.monitor import read_rows
 from train.run.processes import join
 from train.run.recipes import configure
 from train.run.run import Data, Run
@@ -57,15 +59,43 @@ def read_data(config: FitConfig, device: torch.device) -> Data:
     )
 
 
+def check_whole(folder: RunFolder) -> None:
+    """Raises ValueError where a start would write over what it cannot go on from.
+
+    Without last.pt a run starts again: it was killed before its first checkpoint, which follows a validation.
+    """
+    best, last = folder.checkpoint("best"), folder.checkpoint("last")
+    if there(last):
+        return
+    otherwise = "give another --output, or remove the folder"
+    if there(best):
+        raise ValueError(
+            f"output {folder} has {best.name} but no {last}: put it back, copy {best.name} there, {otherwise}"
+        )
+    results = folder.results()
+    if results and not there(folder.config):
+        raise ValueError(
+            f"output {folder} has {', '.join(results)} but neither {folder.config.name} nor {last}: {otherwise}"
+        )
+    rows = read_rows(folder.metrics, warn=False)
+    validated = min((row["step"] for row in rows if row["kind"] == "validation"), default=math.inf)
+    done = max((row["step"] for row in rows), default=0)
+    if done > validated or there(folder.validation):
+        raise ValueError(
+            f"output {folder} has {done} steps in {folder.metrics.name} but no {last}: put it back, {otherwise}"
+        )
+
+
 def check_same_run(folder: RunFolder, config: FitConfig) -> FitConfig | None:
     """The configuration of the run that the folder holds, if it holds one.
 
     Raises:
-        ValueError: its settings, but for MAY_CHANGE, are others.
+        ValueError: its settings, but for MAY_CHANGE, are others, or check_whole raises it.
     """
-    if folder.config.is_file():
+    check_whole(folder)
+    if there(folder.config):
         before = from_json(folder.config.read_text(encoding="utf-8", errors="replace"), folder.config)
-    elif folder.checkpoint("last").is_file():
+    elif there(folder.checkpoint("last")):
         path = folder.checkpoint("last")
         before = from_json(checkpoint.load(path, ("config",))["config"], path)
     else:
@@ -93,7 +123,7 @@ def check_length(folder: RunFolder, before: FitConfig, config: FitConfig, labell
     """
     old, new = length(before, labelled), length(config, labelled)
     path = folder.checkpoint("last")
-    if old == new or not path.is_file():
+    if old == new or not there(path):
         return
     done = checkpoint.load(path, ("step",))["step"]
     if new < done:

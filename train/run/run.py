@@ -16,12 +16,12 @@ from train.data.description import Description
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
 from train.evaluate.pictures import class_names, draw_panel, save_figure
-from train.files import remove_parts, write_atomically
+from train.files import remove_parts, there, write_atomically
 from train.methods import pseudo_labels
 from train.run import checkpoint
 from train.run.config import FitConfig
 from train.run.config_file import to_json
-from train.run.folder import RunFolder
+from train.run.folder import PATTERNS, RunFolder
 from train.run.monitor import Monitor, NotFinite, Watch, read_rows
 from train.run.processes import Processes
 from train.run.schedule import length
@@ -61,15 +61,15 @@ class Run:
         self.last: dict[str, Any] = {"step": 0}
         self.resume()
         if processes.writes:
-            remove_parts(folder.path)
+            remove_parts(folder.path, PATTERNS)
             write_atomically(folder.config, to_json(config).encode())
             write_atomically(folder.data, (json.dumps(data.summary, indent=2) + "\n").encode())
         processes.wait()
         self.monitor = Monitor(folder, processes, Watch(config.mask, schedule.unlabelled_batch), self.start)
 
     def resume(self) -> None:
-        path = self.folder.checkpoint("last")
-        if not path.is_file():
+        path, best = self.folder.checkpoint("last"), self.folder.checkpoint("best")
+        if not there(path):
             return
         state = checkpoint.load(path, PARTS, self.trainer.device)
         try:
@@ -78,6 +78,13 @@ class Run:
             raise ValueError(f"checkpoint {path}: {error}") from None
         self.start, self.best = state["step"], state["best"]
         self.last = state.get("last", self.last)
+        if not self.processes.writes:
+            return
+        if self.best["step"] == self.start:  # killed before the best was saved: it is this one
+            checkpoint.save(best, state)
+        elif not there(best):
+            text = f"{best} (step {self.best['step']}) does not exist any more; a later validation has to be better"
+            say(self.processes, f"warning: {text}")
 
     def run(self) -> Path:
         config, monitor = self.config, self.monitor
@@ -154,13 +161,13 @@ class Run:
         self.save(done, better)
 
     def save(self, done: int, best: bool = False) -> None:
-        """The best first, so that last.pt never promises more than there is."""
+        """The last first: what it says of a best that was not saved any more is mended from itself, see resume()."""
         if self.processes.writes:
             told = {"step": done, "best": self.best, "last": self.last, "config": to_json(self.config)}
             state = {**told, "data_set": self.description.plain(), **self.trainer.state_dict()}
+            checkpoint.save(self.folder.checkpoint("last"), state)
             if best:
                 checkpoint.save(self.folder.checkpoint("best"), state)
-            checkpoint.save(self.folder.checkpoint("last"), state)
         self.processes.wait()
 
     def panel(self, done: int, step: Step) -> None:
