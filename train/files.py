@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sys
@@ -41,6 +42,14 @@ def sync(file: IO[Any]) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError, also where values are nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deep") from None
 
 
 def reason(error: BaseException) -> str:

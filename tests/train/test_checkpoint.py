@@ -11,6 +11,7 @@ import torch
 from tiny import command, tiny_config, write_tiny
 
 from train.__main__ import main
+from train.data.description import Description, description_path, read_description, write_description
 from train.run import checkpoint
 from train.run.config_file import to_json
 
@@ -89,3 +90,33 @@ def test_parts_of_another_type(part: str, value: object, message: str, tmp_path:
     checkpoint.save(path, whole(tmp_path) | {part: value})
     with pytest.raises(ValueError, match=f"^checkpoint {path}.*{message}"):
         checkpoint.load(path, ())
+
+
+def test_classes_in_another_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ACDC and M&Ms have them: neither does a run go on with them, nor are its networks judged by them."""
+    root, run = write_tiny(tmp_path / "data"), tmp_path / "run"
+    names = ("background", "right", "wall", "left")
+    write_description(root, Description("none", names))
+    arguments = command(tiny_config(root, run, iterations=1))
+    assert main(arguments) == 0
+    write_description(root, Description("none", ("background", *names[:0:-1])))
+    capsys.readouterr()
+    path = run / "checkpoints" / "last.pt"
+    for again in (arguments, ["evaluate", str(run), "--checkpoint", "last", "--device", "cpu"]):
+        assert main(again) == 1
+        said = capsys.readouterr().err
+        assert f"{root} has the classes background, left, wall, right; checkpoint {path} was trained on" in said
+    write_description(root, Description("none"))
+    assert main(arguments) == 0
+
+
+def test_a_description_that_is_no_file_is_not_a_missing_one(tmp_path: Path) -> None:
+    path = description_path(tmp_path)
+    assert read_description(tmp_path) == Description()
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        read_description(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=str(path)):
+        read_description(tmp_path)

@@ -94,6 +94,7 @@ def test_what_a_run_may_change_on_its_way(root: Path, tmp_path: Path, monkeypatc
     longer = {"log_every": 5, "validate_every": 6, "panel_every": 3, "iterations": 12}
     fit(tiny_config(Path(root.name), tmp_path / "long", **constant, **longer))
     assert (tmp_path / "long" / "panels" / "step_000009.png").is_file()
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["data"]["root"] == str(root)
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "long")
     )
@@ -197,6 +198,18 @@ FIELDS = {
     "older": (lambda values: values["teacher"].pop("judge"), "config.json: .*field 'teacher.judge' is missing"),
     "newer": (lambda values: values["loss"].update(focal=1), "config.json: .*focal"),
     "a number": (lambda values: values.update(mask=3), "config.json: .*field 'mask' must be an object, got 3"),
+    "a list for text": (
+        lambda values: values.update(method=[3]),
+        r"config.json: .*field 'method' must be text, got \[3\]",
+    ),
+    "an object as recipe": (
+        lambda values: values.update(recipe={}),
+        "config.json: .*field 'recipe' must be text, got {}",
+    ),
+    "deep": (
+        lambda values: "[" * 100_000,
+        "config.json: .* is not JSON: values are nested too deep",
+    ),
     "text": (lambda values: values["schedule"].update(lr="fast"), "config.json: .*schedule.lr.*fast"),
 }
 
@@ -207,7 +220,7 @@ def test_a_configuration_of_another_version_names_the_field(name: str, root: Pat
     config = tiny_config(root, tmp_path)
     values = json.loads(to_json(config))
     text = change(values)
-    (tmp_path / "config.json").write_text(text if isinstance(text, str) and text in ("", "[]") else json.dumps(values))
+    (tmp_path / "config.json").write_text(text if isinstance(text, str) and text != "student" else json.dumps(values))
     with pytest.raises(ValueError, match=f"^{tmp_path}/{message}") as error:
         fit(config)
     assert "\n" not in str(error.value)

@@ -57,7 +57,8 @@ def main(config: Config) -> None:
     own = fit.data.root or ROOT
     root = config.root or (own if fit.data.root else ensure_phantom(own))
     for name in which:
-        checkpoint.check_same_scaling(folder.checkpoint(name), root)
+        path = folder.checkpoint(name)
+        checkpoint.check_same_kind(path, checkpoint.load_description(path), root)
     volumes = read_split(root, config.split, fit.data.classes)
     for sentence in shared_patients(root):
         print(f"warning: {sentence}")

@@ -107,12 +107,20 @@ def load_network(
 
 def load_description(path: Path) -> Description | None:
     """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
-    state = load(path, ())
+    return description_of(path, load(path, ()))
+
+
+def description_of(path: Path, state: dict[str, Any]) -> Description | None:
     return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
 
 
-def check_same_scaling(path: Path, root: Path) -> None:
-    """Raises ValueError if root's images are scaled in another way than those that the checkpoint was trained on."""
-    trained, given = load_description(path), read_description(root)
-    if trained is not None and trained.scaling != given.scaling:
+def check_same_kind(path: Path, trained: Description | None, root: Path) -> None:
+    """Raises ValueError if root's scaling, or its classes, are others than those that the checkpoint was trained on."""
+    given = read_description(root)
+    if trained is None:
+        return
+    if trained.scaling != given.scaling:
         raise ValueError(f"{root} is of scaling {given.scaling}, checkpoint {path} was trained on {trained.scaling}")
+    if trained.classes and given.classes and trained.classes != given.classes:
+        now, then = ", ".join(given.classes), ", ".join(trained.classes)
+        raise ValueError(f"{root} has the classes {now}; checkpoint {path} was trained on {then}")

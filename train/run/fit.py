@@ -150,7 +150,8 @@ def fit(config: FitConfig) -> Path:
         ValueError, OSError: bad settings or data, before anything is written, naming the thing.
         NotFinite: a loss became NaN or infinite; the last checkpoint is kept.
     """
-    config = replace(config, method=METHODS.full_name(config.method))
+    root = config.data.root and config.data.root.resolve()  # what a checkpoint says holds from any folder
+    config = replace(config, method=METHODS.full_name(config.method), data=replace(config.data, root=root))
     check(config)
     folder = run_folder(config)
     check_writable(folder.path)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 import entmask_ext
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description
+from train.data.phantom import ROOT
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
 from train.evaluate.pictures import class_names, draw_panel, save_figure
@@ -72,6 +73,7 @@ class Run:
         if not there(path):
             return
         state = checkpoint.load(path, PARTS, self.trainer.device)
+        checkpoint.check_same_kind(path, checkpoint.description_of(path, state), self.config.data.root or ROOT)
         try:
             self.trainer.load_state_dict(state)
         except ValueError as error:
