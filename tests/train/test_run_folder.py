@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,35 @@ def test_only_own_parts_are_removed(root: Path, tmp_path: Path) -> None:
     files.remove_parts(tmp_path, PATTERNS)
     assert all(path.exists() for path in theirs) and not any(path.exists() for path in ours)
     assert (tmp_path / "data" / ".phantom.part").is_dir()
+
+
+def test_a_run_that_was_stopped_at_its_new_end_is_judged_there(root: Path, tmp_path: Path) -> None:
+    settings = {"method": "random", "lr_floor": 1.0, "rampup": 0.0}
+    fit(tiny_config(root, tmp_path / "whole", **settings, iterations=5))
+    real = Trainer.step
+
+    def stopping(self: Trainer, index: int, log: bool = False) -> object:
+        if index == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, index, log)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", stopping)
+        fit(tiny_config(root, tmp_path / "run", **settings))
+    fit(tiny_config(root, tmp_path / "run", **settings, iterations=5))
+    table = (tmp_path / "run" / "validation.txt").read_text()
+    assert table == (tmp_path / "whole" / "validation.txt").read_text()
+    validated = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"]
+    assert validated == [4, 5]
+
+
+def test_a_checkpoint_of_another_run(root: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"config": to_json(tiny_config(root, copied, seed=5))}, path)
+    for arguments, change in (
+        (command(tiny_config(root, copied)), "seed 5 -> 0"),
+        (["evaluate", str(copied), "--device", "cpu"], "seed 0 -> 5"),
+    ):
+        assert main(arguments) == 1
+        assert f"other settings ({change})" in capsys.readouterr().err

@@ -40,9 +40,7 @@ def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -
         raise ValueError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     if not isinstance(state, dict) or not {"student", "teacher"} & state.keys():
         raise ValueError(f"checkpoint {path} was not written by train fit")
-    for part in parts:
-        if part not in state:
-            raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
+    check_parts(path, state, parts)
     check_types(path, state)
     return state
 
@@ -60,6 +58,12 @@ def verified(path: Path) -> bytes:
     if damaged is not None:
         raise ValueError(f"record {damaged} is damaged")
     return content
+
+
+def check_parts(path: Path, state: dict[str, Any], parts: Iterable[str]) -> None:
+    for part in parts:
+        if part not in state:
+            raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
 
 
 def check_types(path: Path, state: dict[str, Any]) -> None:
@@ -90,11 +94,21 @@ def is_scores(value: Any) -> bool:
     )
 
 
+Which = Literal["judged", "student", "teacher"]
+
+
 def load_network(
-    path: Path, which: Literal["judged", "student", "teacher"] = "judged", device: torch.device | str = "cpu"
+    path: Path, which: Which = "judged", device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, FitConfig]:
     """A checkpoint's network in eval mode and the run's configuration; judged: the one that validation judged."""
-    state = load(path, ("student", "teacher", "config"), device)
+    return network_of(path, load(path, (), device), which, device)
+
+
+def network_of(
+    path: Path, state: dict[str, Any], which: Which, device: torch.device | str
+) -> tuple[nn.Module, FitConfig]:
+    """As load_network, of what load gave."""
+    check_parts(path, state, ("student", "teacher", "config"))
     config = from_json(state["config"], path)
     network = build_network(config.model, config.data.classes).to(device)
     part = config.teacher.judge if which == "judged" else which
@@ -105,12 +119,8 @@ def load_network(
     return network.eval(), config
 
 
-def load_description(path: Path) -> Description | None:
-    """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
-    return description_of(path, load(path, ()))
-
-
 def description_of(path: Path, state: dict[str, Any]) -> Description | None:
+    """What the data set stated that the networks were trained on; None: of a version that kept none."""
     return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
 
 

@@ -143,6 +143,19 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
+MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
+
+
+def changed_settings(before: FitConfig, after: FitConfig) -> str:
+    """What differs of the settings that a run cannot change on its way; a relative root is the same as an absolute."""
+    old, new = (
+        {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
+        | {"root": config.data.root and config.data.root.resolve()}
+        for config in (before, after)
+    )
+    return "; ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k))
+
+
 def replace_fields(config: Any, values: dict[str, Any]) -> Any:
     """The config with these fields, its own or its groups', replaced."""
     changes: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from train.files import check_writable, locked, there
 from train.methods import METHODS
 from train.run import checkpoint
 from train.run.check import check
-from train.run.config import FitConfig, flatten
+from train.run.config import FitConfig, changed_settings
 from train.run.config_file import from_json
 from train.run.folder import RunFolder
 from train.run.monitor import read_rows
@@ -30,8 +30,6 @@ from train.run.processes import join
 from train.run.recipes import configure
 from train.run.run import Data, Run
 from train.run.schedule import Schedule, length
-
-MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
 
 
 def run_folder(config: FitConfig) -> RunFolder:
@@ -100,20 +98,12 @@ def check_same_run(folder: RunFolder, config: FitConfig) -> FitConfig | None:
         before = from_json(checkpoint.load(path, ("config",))["config"], path)
     else:
         return None
-    old, new = comparable(before), comparable(config)
-    changed = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)]
+    changed = changed_settings(before, config)
     if changed:
         raise ValueError(
-            f"output {folder} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --output, or remove the folder"
+            f"output {folder} holds a run with other settings ({changed}): give another --output, or remove the folder"
         )
     return before
-
-
-def comparable(config: FitConfig) -> dict[str, Any]:
-    """The settings that a run cannot change on its way; a relative root is the same as an absolute one."""
-    settings = {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
-    return settings | {"root": settings["root"] and settings["root"].resolve()}
 
 
 def check_length(folder: RunFolder, before: FitConfig, config: FitConfig, labelled: int) -> None:

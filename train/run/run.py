@@ -20,8 +20,8 @@ from train.evaluate.pictures import class_names, draw_panel, save_figure
 from train.files import remove_parts, there, write_atomically
 from train.methods import pseudo_labels
 from train.run import checkpoint
-from train.run.config import FitConfig
-from train.run.config_file import to_json
+from train.run.config import FitConfig, changed_settings
+from train.run.config_file import from_json, to_json
 from train.run.folder import PATTERNS, RunFolder
 from train.run.monitor import Monitor, NotFinite, Watch, read_rows
 from train.run.processes import Processes
@@ -74,6 +74,9 @@ class Run:
             return
         state = checkpoint.load(path, PARTS, self.trainer.device)
         checkpoint.check_same_kind(path, checkpoint.description_of(path, state), self.config.data.root or ROOT)
+        changed = changed_settings(from_json(state["config"], path), self.config)
+        if changed:
+            raise ValueError(f"checkpoint {path} is of a run with other settings ({changed})")
         try:
             self.trainer.load_state_dict(state)
         except ValueError as error:
@@ -102,6 +105,8 @@ class Run:
             mininterval=0.5,
         )
         try:
+            if self.start == self.iterations != self.last["step"]:  # stopped there before it could be judged
+                self.validate(self.iterations)
             with StopSignals() as stop:
                 for index in range(self.start, self.iterations):
                     done = index + 1
@@ -214,7 +219,9 @@ class Run:
         print(f"\nvalidation Dice of the {self.config.teacher.judge} on {count}\n{table}")
         if self.trainer.timer.steps:
             print(self.trainer.timer.table())
-        print(f"picture: {latest}\nrun:     {self.folder}")
+        if latest.is_file():
+            print(f"picture: {latest}")
+        print(f"run:     {self.folder}")
 
 
 def dice_table(rows: dict[str, dict[str, Any]], classes: int) -> str:
