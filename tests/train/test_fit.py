@@ -296,3 +296,12 @@ def test_wrong_labels_name_their_file(tmp_path: Path, capsys: pytest.CaptureFixt
     write_h5(file, np.zeros((9, 9), np.float32), np.full((9, 9), 4, np.uint8))
     assert main(command(tiny_config(root, tmp_path / "run"))) == 1
     assert file.name in capsys.readouterr().err
+
+
+def test_numbers_as_a_notebook_has_them() -> None:
+    config = configure("random", ratio=0.3, labelled=np.int64(2), lr=np.float32(0.5))
+    assert config == configure("random", ratio=(0.3,), labelled=2, lr=0.5) and type(config.data.labelled) is int
+    for name, value in (("size", 256), ("channels", "x"), ("root", 123), ("output", 5), ("labelled", 1.5)):
+        with pytest.raises(ValueError, match=name) as error:
+            configure("random", **{name: value})
+        assert "\n" not in str(error.value)

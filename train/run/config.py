@@ -18,6 +18,8 @@ def folder(name: str, given: Path | str | None) -> Path | None:
     """Text as a path; name: the setting's. Raises ValueError where it is empty, which a path reads as '.'."""
     if given == "":
         raise ValueError(f"{name} must name a folder, got ''")
+    if not isinstance(given, (str, Path, type(None))):
+        raise ValueError(f"{name} must name a folder, got {given!r}")
     return Path(given) if isinstance(given, str) else given
 
 
