@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     module = import_module(COMMANDS[name][0])
     try:
+        check_not_empty(rest)
         options = {"default": module.default(rest)} if hasattr(module, "default") else {}
         settings = (tyro.conf.OmitArgPrefixes,)
         module.main(tyro.cli(module.Config, prog=f"python -m train {name}", args=rest, config=settings, **options))
@@ -44,6 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def check_not_empty(arguments: list[str]) -> None:
+    """Raises ValueError, naming the flag, where a value is empty, which a path reads as '.'."""
+    flag = "an argument"
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            flag = name
+        if argument == "" or (name.startswith("--") and equals and not value):
+            raise ValueError(f"{flag} must have a value, got an empty one (to name the current folder, write .)")
 
 
 def speak_utf8() -> None:

@@ -23,9 +23,10 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here: {error}") from None
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {name!r} is not usable here: {first}") from None
     return device
 
 

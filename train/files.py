@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,15 +44,30 @@ def sync(file: IO[Any]) -> None:
             raise
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError, also where values are nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deep") from None
+
+
 def reason(error: BaseException) -> str:
     """What a library's exception says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def remove_parts(folder: Path) -> None:
-    """Removes what a killed process left half-written."""
-    for part in folder.glob("**/.*.part"):
-        part.unlink(missing_ok=True)
+def remove_parts(folder: Path, patterns: Iterable[str]) -> None:
+    """Removes what killed calls of write_atomically left of files of these patterns below the folder."""
+    for pattern in patterns:
+        files = folder / pattern
+        for part in files.parent.glob(f".{files.name}.{'[0-9a-f]' * 8}.part"):
+            part.unlink(missing_ok=True)
+
+
+def there(path: Path) -> bool:
+    """Something is under this name, be it a folder or a link to nothing."""
+    return os.path.lexists(path)
 
 
 def check_writable(folder: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from train.__main__ import main as command
 from train.data.layout import read_volume, volume_path, write_volume
 from train.data.volumes import read_split
-from train.evaluate import predict
+from train.evaluate import evaluate, predict
 from train.evaluate.evaluate import format_table, to_csv
 from train.evaluate.metrics import METRICS
 from train.evaluate.volumes import evaluate_volumes, nearest, predict_volume, resize
@@ -350,6 +350,31 @@ def test_predict_command(run: Path, scan: Path, capsys: pytest.CaptureFixture[st
         "scan_labels.nii.gz",
         "overlay.png",
     }
+
+
+def test_predict_overwrites_no_labels_unasked(run: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = scan.with_name("scan_labels.nii.gz")
+    labels.write_text("drawn by hand")
+    arguments = ["predict", str(run / "checkpoints" / "best.pt"), str(scan), "--device", "cpu"]
+    assert command(arguments) == 1
+    assert f"output {labels} exists already" in capsys.readouterr().err and labels.read_text() == "drawn by hand"
+    assert command([*arguments, "--output", str(labels)]) == 0
+
+
+def test_evaluate_names_the_step_of_the_network_that_it_judged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run goes on meanwhile."""
+    path = run / "checkpoints" / "last.pt"
+    state = checkpoint.load(path, ())
+    real = evaluate.read_split
+
+    def meanwhile(*arguments: object) -> object:
+        checkpoint.save(path, {**state, "step": state["step"] + 1})
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluate, "read_split", meanwhile)
+    assert command(["evaluate", str(run), "--checkpoint", "last", "--device", "cpu"]) == 0
+    with (run / "evaluation" / "val_last.csv").open() as file:
+        assert {row["step"] for row in csv.DictReader(file)} == {str(state["step"])}
 
 
 def test_predict_scaled_uncompressed_by_the_teacher(run: Path, tmp_path: Path) -> None:

@@ -189,6 +189,11 @@ BAD = {
     "infinite": ({"mask_weight": math.inf}, "mask_weight must be finite, got inf"),
     "NaN": ({"threshold": (0.5, math.nan)}, "threshold must be finite, got (0.5, nan)"),
     "seed": ({"seed": 12345678901234567890123}, "seed must be in [0, 2^63)"),
+    "beyond float32": ({"lr": 1e300}, "lr must be in the range of float32, got 1e+300"),
+    "a weight beyond float32": ({"mask_weight": 1e39}, "mask_weight must be in the range of float32, got 1e+39"),
+    "beyond int64": ({"iterations": 10**400}, "iterations must be in [0, 2^63)"),
+    "no memory": ({"device": "meta"}, "device 'meta' is not usable here: "),
+    "not built": ({"device": "mps"}, "device 'mps' is not usable here: "),
     "sync": ({"sync_batch_norm": True}, "sync_batch_norm needs CUDA"),
 }
 
@@ -261,9 +266,10 @@ def test_a_run_keeps_what_it_is_trained_on(tmp_path: Path, capsys: pytest.Captur
     assert main(arguments) == 1
     assert f"{folder / 'data.json'} is of other data, labelled_slices 6 -> 5" in capsys.readouterr().err
     (root / "train_slices.list").write_text(slices)
-    (folder / "data.json").write_text("{")
-    assert main(arguments) == 1
-    assert "data.json is damaged: remove it" in capsys.readouterr().err
+    for damaged in ("{", "[]", "[" * 100_000, json.dumps({**kept, "labelled_patients": [1, 2]})):
+        (folder / "data.json").write_text(damaged)
+        assert main(arguments) == 1
+        assert capsys.readouterr().err.startswith(f"error: {folder / 'data.json'} is damaged: remove it")
     (folder / "data.json").unlink()
     assert main(arguments) == 0 and (folder / "data.json").is_file()
 
@@ -290,3 +296,12 @@ def test_wrong_labels_name_their_file(tmp_path: Path, capsys: pytest.CaptureFixt
     write_h5(file, np.zeros((9, 9), np.float32), np.full((9, 9), 4, np.uint8))
     assert main(command(tiny_config(root, tmp_path / "run"))) == 1
     assert file.name in capsys.readouterr().err
+
+
+def test_numbers_as_a_notebook_has_them() -> None:
+    config = configure("random", ratio=0.3, labelled=np.int64(2), lr=np.float32(0.5))
+    assert config == configure("random", ratio=(0.3,), labelled=2, lr=0.5) and type(config.data.labelled) is int
+    for name, value in (("size", 256), ("channels", "x"), ("root", 123), ("output", 5), ("labelled", 1.5)):
+        with pytest.raises(ValueError, match=name) as error:
+            configure("random", **{name: value})
+        assert "\n" not in str(error.value)

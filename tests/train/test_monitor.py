@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,26 @@ def test_not_finite_is_raised_after_the_rows_are_written(tmp_path: Path) -> None
     with pytest.raises(NotFinite, match="the loss loss is inf at step 1"):
         monitor.flush()
     assert [row["kind"] for row in read_rows(tmp_path / "metrics.jsonl")] == ["train", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"kind": "train", "step": 2, "images_unmasked": "x"},
+        {"kind": "validation", "step": 2, "dice_mean": [1]},
+        {"kind": "train", "step": True},
+        {"kind": "train", "step": 1.0},
+        {"kind": "warning", "step": 2, "text": 3},
+        {"kind": ["train"], "step": 2},
+        [[]] * 100,
+    ],
+)
+def test_rows_of_other_types_are_damaged(row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = '{"kind": "train", "step": 1, "images_unmasked": null, "tied": null}'
+    path.write_text(f"{good}\n{json.dumps(row)}\n{'[' * 100_000}\n")
+    assert read_rows(path) == [json.loads(good)]
+    assert f"{path}: line 2 is damaged" in capsys.readouterr().err
+    monitor = Monitor(RunFolder(tmp_path), Processes(), Watch(configure("entropy-topr").mask, 4), 3)
+    monitor.close()
+    assert capsys.readouterr().err.count("is damaged and left out") == 2

@@ -74,7 +74,9 @@ def test_unfinished_runs_are_named_and_are_no_further_seed(tmp_path: Path, capsy
     (tmp_path / "e" / "validation.txt").write_text("of the end, before the run was lengthened")
     for name in "ef":
         slices = 800 if name == "e" else 600  # 400 steps, 300 steps
-        (tmp_path / name / "data.json").write_text(json.dumps({"labelled_slices": slices}))
+        data = {key: [] for key in ("labelled_patients", "unlabelled_patients", "validation_volumes")}
+        data |= {"labelled_slices": slices, "unlabelled_slices": 0, "scaling": "none"}
+        (tmp_path / name / "data.json").write_text(json.dumps(data))
     (tmp_path / "h" / "validation.txt").write_text("of the end")
     with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "validation", "step": 400}\n{"kind": "validation", "step": 4')  # damaged, torn

@@ -17,20 +17,20 @@ from tiny import command, tiny_config, write_tiny
 from train.run.monitor import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Kills itself at the n-th save of last.pt with half of the new file written, as a SIGKILL in a write would.
+# Kills itself at the n-th save of a checkpoint with half of the new file written, as a SIGKILL in a write would.
 DIES_WRITING = """
 import os, signal, sys
 real, saves = os.replace, 0
 def replace(source, target):
     global saves
-    saves += str(target).endswith("last.pt")
-    if saves == int(sys.argv[1]):
+    saves += str(target).endswith(sys.argv[1])
+    if saves == int(sys.argv[2]):
         os.truncate(source, os.path.getsize(source) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     real(source, target)
 os.replace = replace
 from train.__main__ import main
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -110,13 +110,15 @@ def last_step(folder: Path) -> int:
     return max((row["step"] for row in read_rows(folder / "metrics.jsonl", warn=False)), default=0)
 
 
-@pytest.mark.parametrize("save", [1, 3])
-def test_killed_in_the_middle_of_a_write(root: Path, unbroken: Path, save: int) -> None:
-    folder = root.parent / f"torn{save}"
-    assert start("-c", DIES_WRITING, str(save), *arguments(root, folder)).wait() == -signal.SIGKILL
+@pytest.mark.parametrize(("name", "save"), [("last.pt", 1), ("last.pt", 3), ("best.pt", 1)])
+def test_killed_in_the_middle_of_a_write(root: Path, unbroken: Path, name: str, save: int) -> None:
+    folder = root.parent / f"torn-{name}-{save}"
+    assert start("-c", DIES_WRITING, name, str(save), *arguments(root, folder)).wait() == -signal.SIGKILL
     last = folder / "checkpoints" / "last.pt"
-    assert list(last.parent.glob(".last.pt.*.part")), "it was not killed in a write"
-    if save == 1:
+    assert list(last.parent.glob(f".{name}.*.part")), "it was not killed in a write"
+    if name == "best.pt":
+        assert torch.load(last, weights_only=True)["best"]["step"] == 4 and not (last.parent / name).exists()
+    elif save == 1:
         assert not last.exists()
     else:
         assert torch.load(last, weights_only=True)["step"] == 4 * (save - 1)

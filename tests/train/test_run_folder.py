@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from train.__main__ import main
 from train.run import checkpoint
 from train.run.config_file import from_json, to_json
 from train.run.fit import fit
+from train.run.folder import PATTERNS
 from train.run.monitor import read_rows
 from train.run.recipes import configure
 from train.run.step import Trainer
@@ -93,6 +95,7 @@ def test_what_a_run_may_change_on_its_way(root: Path, tmp_path: Path, monkeypatc
     longer = {"log_every": 5, "validate_every": 6, "panel_every": 3, "iterations": 12}
     fit(tiny_config(Path(root.name), tmp_path / "long", **constant, **longer))
     assert (tmp_path / "long" / "panels" / "step_000009.png").is_file()
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["data"]["root"] == str(root)
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "long")
     )
@@ -196,6 +199,18 @@ FIELDS = {
     "older": (lambda values: values["teacher"].pop("judge"), "config.json: .*field 'teacher.judge' is missing"),
     "newer": (lambda values: values["loss"].update(focal=1), "config.json: .*focal"),
     "a number": (lambda values: values.update(mask=3), "config.json: .*field 'mask' must be an object, got 3"),
+    "a list for text": (
+        lambda values: values.update(method=[3]),
+        r"config.json: .*field 'method' must be text, got \[3\]",
+    ),
+    "an object as recipe": (
+        lambda values: values.update(recipe={}),
+        "config.json: .*field 'recipe' must be text, got {}",
+    ),
+    "deep": (
+        lambda values: "[" * 100_000,
+        "config.json: .* is not JSON: values are nested too deep",
+    ),
     "text": (lambda values: values["schedule"].update(lr="fast"), "config.json: .*schedule.lr.*fast"),
 }
 
@@ -206,7 +221,7 @@ def test_a_configuration_of_another_version_names_the_field(name: str, root: Pat
     config = tiny_config(root, tmp_path)
     values = json.loads(to_json(config))
     text = change(values)
-    (tmp_path / "config.json").write_text(text if isinstance(text, str) and text in ("", "[]") else json.dumps(values))
+    (tmp_path / "config.json").write_text(text if isinstance(text, str) and text != "student" else json.dumps(values))
     with pytest.raises(ValueError, match=f"^{tmp_path}/{message}") as error:
         fit(config)
     assert "\n" not in str(error.value)
@@ -238,3 +253,122 @@ def test_a_damaged_checkpoint_is_named(root: Path, copied: Path, capsys: pytest.
     path.write_bytes(path.read_bytes()[:1000])
     assert main(command(tiny_config(root, copied))) == 1
     assert f"checkpoint {path} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--output", "--root"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_an_empty_path_is_not_the_current_folder(
+    flag: str,
+    joined: bool,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As an unset shell variable gives it."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [*command(tiny_config(root, tmp_path / "run", iterations=1)), *([f"{flag}="] if joined else [flag, ""])]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {flag} must have a value, got an empty one")
+    with pytest.raises(ValueError, match=f"^{flag[2:]} must name a folder, got ''$"):
+        configure("random", **{flag[2:]: ""})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_positional_argument_that_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", ""]) == 1
+    assert capsys.readouterr().err.startswith("error: an argument must have a value, got an empty one")
+
+
+LOST = {
+    "last": (["checkpoints/last.pt"], "has best.pt but no {}/checkpoints/last.pt: put it back, copy best.pt there, "),
+    "a link to it": ([], "checkpoint {}/checkpoints/last.pt does not exist"),
+    "both": (["checkpoints"], "has 8 steps in metrics.jsonl but no {}/checkpoints/last.pt: put it back, "),
+    "both, before the end": (["checkpoints", "validation.txt"], "has 8 steps in metrics.jsonl but no "),
+    "all but the table": (["checkpoints", "metrics.jsonl"], "has 0 steps in metrics.jsonl but no "),
+    "what names the run": (
+        ["checkpoints", "config.json"],
+        "has data.json, metrics.jsonl, tensorboard, validation.txt, panels but neither config.json nor ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_run_that_lost_its_checkpoint_is_not_overwritten(
+    name: str, root: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost, message = LOST[name]
+    for each in map(copied.joinpath, lost):
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    if not lost:
+        (copied / "checkpoints" / "last.pt").unlink()
+        (copied / "checkpoints" / "last.pt").symlink_to(copied / "elsewhere.pt")
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(command(tiny_config(root, copied))) == 1
+    said = capsys.readouterr().err
+    assert message.format(copied) in said and str(copied) in said and said.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_somebody_else(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "validation.txt").write_text("theirs")
+    assert main(command(tiny_config(root, tmp_path, iterations=1))) == 1
+    assert f"output {tmp_path} has validation.txt but neither config.json nor" in capsys.readouterr().err
+    assert (tmp_path / "validation.txt").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lost_best_checkpoint(root: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written again if the last is the best, and missed in words if not."""
+    best, last = (copied / "checkpoints" / name for name in ("best.pt", "last.pt"))
+    state = torch.load(last, weights_only=True)
+    for step in (8, 4):
+        best.unlink()
+        torch.save(state | {"best": {**state["best"], "step": step}}, last)
+        fit(tiny_config(root, copied))
+        assert best.exists() == (step == 8)
+        assert (f"warning: {best} (step 4) does not exist" in capsys.readouterr().out) == (step == 4)
+
+
+def test_only_own_parts_are_removed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / ".phantom.part").mkdir(parents=True)
+    theirs = [tmp_path / name for name in (".film.mp4.part", "data/.x.h5.0a1b2c3d.part", ".config.json.mine.part")]
+    ours = [tmp_path / name for name in (".config.json.0a1b2c3d.part", "panels/.step_000008.png.00000000.part")]
+    for path in theirs + ours:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    files.remove_parts(tmp_path, PATTERNS)
+    assert all(path.exists() for path in theirs) and not any(path.exists() for path in ours)
+    assert (tmp_path / "data" / ".phantom.part").is_dir()
+
+
+def test_a_run_that_was_stopped_at_its_new_end_is_judged_there(root: Path, tmp_path: Path) -> None:
+    settings = {"method": "random", "lr_floor": 1.0, "rampup": 0.0}
+    fit(tiny_config(root, tmp_path / "whole", **settings, iterations=5))
+    real = Trainer.step
+
+    def stopping(self: Trainer, index: int, log: bool = False) -> object:
+        if index == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, index, log)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", stopping)
+        fit(tiny_config(root, tmp_path / "run", **settings))
+    fit(tiny_config(root, tmp_path / "run", **settings, iterations=5))
+    table = (tmp_path / "run" / "validation.txt").read_text()
+    assert table == (tmp_path / "whole" / "validation.txt").read_text()
+    validated = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"]
+    assert validated == [4, 5]
+
+
+def test_a_checkpoint_of_another_run(root: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"config": to_json(tiny_config(root, copied, seed=5))}, path)
+    for arguments, change in (
+        (command(tiny_config(root, copied)), "seed 5 -> 0"),
+        (["evaluate", str(copied), "--device", "cpu"], "seed 0 -> 5"),
+    ):
+        assert main(arguments) == 1
+        assert f"other settings ({change})" in capsys.readouterr().err

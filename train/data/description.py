@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.scaling import MIN_MAX, SCALINGS
-from train.files import reason, write_atomically
+from train.files import parse_json, reason, there, write_atomically
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def read_description(root: Path, num_classes: int | None = None) -> Description:
         ValueError: the file is damaged or says something else than expected.
     """
     path = description_path(root)
-    if not path.is_file():
+    if not there(path):
         return Description()
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged or no JSON: {reason(error)}") from None
     description = from_plain(values, path)

@@ -25,6 +25,7 @@ from train.files import write_atomically
 
 Spacing = tuple[float, float, float]  # millimetres along (D, H, W)
 
+PATTERNS = ("data_set.json", "*.list", "data/*.h5", "data/slices/*.h5")  # of all files of a root
 NAME = re.compile(r"[\w.-]+")
 SLICE = re.compile(r"(.+)_slice_(\d+)")
 ROUNDING = 1e-3  # how far from a whole number a label may lie that was scaled or kept as a float

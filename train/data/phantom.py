@@ -11,7 +11,7 @@ from train.data.anatomy import draw_patient
 from train.data.description import Description, write_description
 from train.data.layout import slice_path, volume_path, write_list, write_slice, write_volume
 from train.data.scaling import MIN_MAX
-from train.files import locked, write_atomically
+from train.files import locked, parse_json, write_atomically
 
 ROOT = Path("data/phantom")
 VERSION = 1  # raised when the same settings draw other images
@@ -67,7 +67,7 @@ def ensure_phantom(
 
 def check_phantom(root: Path, settings: dict[str, int]) -> None:
     try:
-        found = json.loads((root / MARKER).read_text())
+        found = parse_json((root / MARKER).read_bytes())
     except (OSError, ValueError):
         raise ValueError(f"{root} is not empty and not a phantom: name another folder, or remove it") from None
     if found != settings:

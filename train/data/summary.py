@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from train.data.description import read_description
 from train.data.layout import enumerated, patient_of, read_list, shared_patients
+from train.files import parse_json, there
 
 
 def summarise(root: Path, labelled: Sequence[str], unlabelled: Sequence[str]) -> dict[str, Any]:
@@ -35,15 +35,29 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return ["; ".join(parts), *(f"warning: {text}" for text in summary["warnings"])]
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """What summarise gave, from a run's file; raises ValueError if it is damaged or a part is of another type."""
+    names = ("labelled_patients", "unlabelled_patients", "validation_volumes")
+    try:
+        values = parse_json(path.read_bytes())
+        whole = (
+            all(isinstance(values[key], list) and all(isinstance(name, str) for name in values[key]) for key in names)
+            and all(type(values[key]) is int for key in ("labelled_slices", "unlabelled_slices"))
+            and isinstance(values["scaling"], str)
+        )
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged: remove it, the next start writes it again")
+    return dict(values)
+
+
 def check_same_data(path: Path, summary: dict[str, Any]) -> None:
     """Raises ValueError if a run's file of this says that it was trained on other data, or is damaged."""
-    if not path.is_file():
+    if not there(path):
         return
-    try:
-        before = json.loads(path.read_text())
-        changed = [key for key in summary if key != "warnings" and before[key] != summary[key]]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged: remove it, the next start writes it again") from None
+    before = read_summary(path)
+    changed = [key for key in summary if key != "warnings" and before[key] != summary[key]]
     if changed:
         key = changed[0]
         was, now = (

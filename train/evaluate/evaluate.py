@@ -21,6 +21,7 @@ from train.evaluate.metrics import METRICS, mean_of
 from train.evaluate.volumes import Row, evaluate_volumes
 from train.files import write_atomically
 from train.run import checkpoint
+from train.run.config import changed_settings
 from train.run.folder import RunFolder
 
 
@@ -52,12 +53,19 @@ def main(config: Config) -> None:
     folder, device = RunFolder(config.run), pick_device(config.device)
     which: tuple[Literal["best", "last"], ...]
     which = ("best", "last") if config.checkpoint == "both" else (config.checkpoint,)
-    loaded = {name: checkpoint.load_network(folder.checkpoint(name), config.network, device) for name in which}
+    paths = {name: folder.checkpoint(name) for name in which}
+    states = {
+        name: checkpoint.load(path, ("step",), device) for name, path in paths.items()
+    }  # read once: a run goes on
+    loaded = {name: checkpoint.network_of(paths[name], states[name], config.network, device) for name in which}
     _, fit = loaded[which[0]]
+    changed = changed_settings(fit, loaded[which[-1]][1])
+    if changed:
+        raise ValueError(f"{folder}: best.pt and last.pt are of runs with other settings ({changed})")
     own = fit.data.root or ROOT
     root = config.root or (own if fit.data.root else ensure_phantom(own))
     for name in which:
-        checkpoint.check_same_scaling(folder.checkpoint(name), root)
+        checkpoint.check_same_kind(paths[name], checkpoint.description_of(paths[name], states[name]), root)
     volumes = read_split(root, config.split, fit.data.classes)
     for sentence in shared_patients(root):
         print(f"warning: {sentence}")
@@ -72,8 +80,7 @@ def main(config: Config) -> None:
         suffix += f"_{root.resolve().name}-{crc32(os.fsencode(root.resolve())):08x}"
     files: dict[Path, list[Row]] = {}
     for name, (network, _) in loaded.items():
-        path = folder.checkpoint(name)
-        step = checkpoint.load(path, ("step",))["step"]
+        path, step = paths[name], states[name]["step"]
         rows = evaluate_volumes(
             network, volumes, fit.data.size, fit.data.classes,
             spacings=spacings, precision=fit.autocast, progress=True,

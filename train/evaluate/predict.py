@@ -15,7 +15,7 @@ from train.data.scaling import scale
 from train.device import pick_device
 from train.evaluate.pictures import class_names, draw_slices, save_figure
 from train.evaluate.volumes import predict_volume
-from train.files import check_writable
+from train.files import check_writable, there
 from train.run import checkpoint
 
 
@@ -43,6 +43,8 @@ class Config:
 def main(config: Config) -> None:
     output = config.output or config.image.with_name(f"{nifti.stem(config.image)}_labels.nii.gz")
     nifti.stem(output)
+    if config.output is None and there(output):
+        raise ValueError(f"output {output} exists already: name it by --output to replace it, or another file")
     if output.resolve() == config.image.resolve():
         raise ValueError(f"output {output} is the image itself")
     if config.overlay is not None and config.overlay.suffix != ".png":
@@ -51,8 +53,10 @@ def main(config: Config) -> None:
         if path is not None:
             check_writable(path.parent)
     volume = nifti.read(config.image)
-    network, fit = checkpoint.load_network(config.checkpoint, config.network, pick_device(config.device))
-    description = checkpoint.load_description(config.checkpoint)
+    device = pick_device(config.device)
+    state = checkpoint.load(config.checkpoint, (), device)
+    network, fit = checkpoint.network_of(config.checkpoint, state, config.network, device)
+    description = checkpoint.description_of(config.checkpoint, state)
     if description is None:
         description = Description()
         print(f"{config.checkpoint} does not say how its data were scaled: taken to be {description.scaling}")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+from train.data.summary import read_summary
 from train.evaluate.pictures import new_figure, save_figure
 from train.files import write_atomically
 from train.run.config import FitConfig, flatten
@@ -107,10 +108,7 @@ def read_run(path: Path) -> Run:
     config = from_json(folder.config.read_text(encoding="utf-8", errors="replace"), folder.config)
     wanted = config.schedule.iterations
     if wanted is None and folder.data.is_file():
-        try:
-            wanted = length(config, json.loads(folder.data.read_bytes())["labelled_slices"])
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{folder.data} is damaged: expected the number of labelled_slices") from None
+        wanted = length(config, read_summary(folder.data)["labelled_slices"])
     return Run(folder, config, read_rows(folder.metrics), wanted)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from math import isfinite
 
+import torch
+
 from train.methods import METHODS
 from train.methods.patches import PatchSettings
 from train.networks import NETWORKS
 from train.run.config import FitConfig, flatten
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 def check(config: FitConfig, processes: int = 1) -> None:
@@ -24,6 +28,8 @@ def check(config: FitConfig, processes: int = 1) -> None:
     for name, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             require(not isinstance(number, float) or isfinite(number), name, "finite")
+            require(not isinstance(number, float) or abs(number) <= LARGEST, name, "in the range of float32")
+            require(not isinstance(number, int) or abs(number) < 2**63, name, "in [0, 2^63)")
     schedule, strategy = config.schedule, config.mask
     require(config.architecture in NETWORKS, "architecture", f"one of {', '.join(NETWORKS)}")
     require(config.method in METHODS, "method", f"one of {', '.join(METHODS)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import reprlib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,33 +26,89 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, parts: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The checkpoint's content, all these parts among it.
+    """The checkpoint's content, all these parts among it, each of its type.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a checkpoint of this package, is damaged, or lacks a part.
+        ValueError: it is not a checkpoint of this package, is damaged, lacks a part, or a part is of another type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(io.BytesIO(verified(path)), map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     if not isinstance(state, dict) or not {"student", "teacher"} & state.keys():
         raise ValueError(f"checkpoint {path} was not written by train fit")
-    for part in parts:
-        if part not in state:
-            raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
+    check_parts(path, state, parts)
+    check_types(path, state)
     return state
 
 
+def verified(path: Path) -> bytes:
+    """The file's bytes, read once; torch.load does not compare the records of a zip archive with their checksums.
+
+    Raises:
+        ValueError: a record is damaged.
+        OSError, zipfile.BadZipFile: it cannot be read, is cut off, or is no zip archive.
+    """
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"record {damaged} is damaged")
+    return content
+
+
+def check_parts(path: Path, state: dict[str, Any], parts: Iterable[str]) -> None:
+    for part in parts:
+        if part not in state:
+            raise ValueError(f"checkpoint {path} lacks {part!r}: it is of another version, or not whole")
+
+
+def check_types(path: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError, naming the part, where one is not of the type that train fit writes."""
+    expected = {
+        "step": ("a whole number of at least 0", is_step),
+        "best": ("the scores of a step, 'dice' among them", lambda best: is_scores(best) and "dice" in best),
+        "last": ("the scores of a step", is_scores),
+        "config": ("text", lambda config: isinstance(config, str)),
+        **dict.fromkeys(
+            ("student", "teacher", "optimizer", "scaler"), ("a dict", lambda part: isinstance(part, dict))
+        ),
+    }  # fmt: skip
+    for part, (kind, fits) in expected.items():
+        if part in state and not fits(state[part]):
+            raise ValueError(f"checkpoint {path}: {part!r} must be {kind}, got {reprlib.repr(state[part])}")
+    if "data_set" in state:
+        from_plain(state["data_set"], f"checkpoint {path}")
+
+
+def is_step(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def is_scores(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and is_step(value.get("step")) and all(type(v) in (int, float) for v in value.values())
+    )
+
+
+Which = Literal["judged", "student", "teacher"]
+
+
 def load_network(
-    path: Path, which: Literal["judged", "student", "teacher"] = "judged", device: torch.device | str = "cpu"
+    path: Path, which: Which = "judged", device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, FitConfig]:
     """A checkpoint's network in eval mode and the run's configuration; judged: the one that validation judged."""
-    state = load(path, ("student", "teacher", "config"), device)
+    return network_of(path, load(path, (), device), which, device)
+
+
+def network_of(
+    path: Path, state: dict[str, Any], which: Which, device: torch.device | str
+) -> tuple[nn.Module, FitConfig]:
+    """As load_network, of what load gave."""
+    check_parts(path, state, ("student", "teacher", "config"))
     config = from_json(state["config"], path)
     network = build_network(config.model, config.data.classes).to(device)
     part = config.teacher.judge if which == "judged" else which
@@ -61,14 +119,18 @@ def load_network(
     return network.eval(), config
 
 
-def load_description(path: Path) -> Description | None:
-    """What the data set stated that the checkpoint's networks were trained on; None: of a version that kept none."""
-    state = load(path, ())
+def description_of(path: Path, state: dict[str, Any]) -> Description | None:
+    """What the data set stated that the networks were trained on; None: of a version that kept none."""
     return from_plain(state["data_set"], f"checkpoint {path}") if "data_set" in state else None
 
 
-def check_same_scaling(path: Path, root: Path) -> None:
-    """Raises ValueError if root's images are scaled in another way than those that the checkpoint was trained on."""
-    trained, given = load_description(path), read_description(root)
-    if trained is not None and trained.scaling != given.scaling:
+def check_same_kind(path: Path, trained: Description | None, root: Path) -> None:
+    """Raises ValueError if root's scaling, or its classes, are others than those that the checkpoint was trained on."""
+    given = read_description(root)
+    if trained is None:
+        return
+    if trained.scaling != given.scaling:
         raise ValueError(f"{root} is of scaling {given.scaling}, checkpoint {path} was trained on {trained.scaling}")
+    if trained.classes and given.classes and trained.classes != given.classes:
+        now, then = ", ".join(given.classes), ", ".join(trained.classes)
+        raise ValueError(f"{root} has the classes {now}; checkpoint {path} was trained on {then}")

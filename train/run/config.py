@@ -14,6 +14,15 @@ from train.methods import Strategy
 from train.networks import Network
 
 
+def folder(name: str, given: Path | str | None) -> Path | None:
+    """Text as a path; name: the setting's. Raises ValueError where it is empty, which a path reads as '.'."""
+    if given == "":
+        raise ValueError(f"{name} must name a folder, got ''")
+    if not isinstance(given, (str, Path, type(None))):
+        raise ValueError(f"{name} must name a folder, got {given!r}")
+    return Path(given) if isinstance(given, str) else given
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     #: Folder in the ACDC h5 layout (train.list, train_slices.list, val.list, data/). None: the embedded phantom, which
@@ -29,8 +38,7 @@ class DataConfig:
     interpolation: Literal["nearest", "cubic"] = "nearest"
 
     def __post_init__(self) -> None:
-        if isinstance(self.root, str):
-            object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "root", folder("root", self.root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +133,7 @@ class FitConfig:
     schedule: ScheduleConfig
 
     def __post_init__(self) -> None:
-        if isinstance(self.output, str):
-            object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "output", folder("output", self.output))
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -136,6 +143,19 @@ def flatten(config: Any) -> dict[str, Any]:
         value = getattr(config, f.name)
         flat.update(flatten(value) if dataclasses.is_dataclass(value) else {f.name: value})
     return flat
+
+
+MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
+
+
+def changed_settings(before: FitConfig, after: FitConfig) -> str:
+    """What differs of the settings that a run cannot change on its way; a relative root is the same as an absolute."""
+    old, new = (
+        {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
+        | {"root": config.data.root and config.data.root.resolve()}
+        for config in (before, after)
+    )
+    return "; ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k))
 
 
 def replace_fields(config: Any, values: dict[str, Any]) -> Any:

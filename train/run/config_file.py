@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from train.files import parse_json
 from train.run.config import FitConfig, typed
 from train.run.recipes import configure
 
@@ -24,13 +25,16 @@ def from_json(text: str, where: object) -> FitConfig:
         ValueError: it is no configuration of this version; the message names the field.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{where}: the configuration of a run is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where}: the configuration of a run must be a JSON object, got {type(values).__name__}")
     kind = {name: values[name] for name in ("method", "recipe", "architecture") if name in values}
     try:
+        for name, value in kind.items():
+            if not isinstance(value, str):
+                raise ValueError(f"field {name!r} must be text, got {value!r}")
         usual = configure(**kind)
         absent = next(absent_fields(dataclasses.asdict(usual), values), None)
         if absent is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,19 +18,18 @@ from train.data.phantom import ROOT, ensure_phantom
 from train.data.summary import check_same_data, summarise
 from train.data.volumes import read_split
 from train.device import pick_device
-from train.files import check_writable, locked
+from train.files import check_writable, locked, there
 from train.methods import METHODS
 from train.run import checkpoint
 from train.run.check import check
-from train.run.config import FitConfig, flatten
+from train.run.config import FitConfig, changed_settings
 from train.run.config_file import from_json
 from train.run.folder import RunFolder
+from train.run.monitor import read_rows
 from train.run.processes import join
 from train.run.recipes import configure
 from train.run.run import Data, Run
 from train.run.schedule import Schedule, length
-
-MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
 
 
 def run_folder(config: FitConfig) -> RunFolder:
@@ -57,33 +57,53 @@ def read_data(config: FitConfig, device: torch.device) -> Data:
     )
 
 
+def check_whole(folder: RunFolder) -> None:
+    """Raises ValueError where a start would write over what it cannot go on from.
+
+    Without last.pt a run starts again: it was killed before its first checkpoint, which follows a validation.
+    """
+    best, last = folder.checkpoint("best"), folder.checkpoint("last")
+    if there(last):
+        return
+    otherwise = "give another --output, or remove the folder"
+    if there(best):
+        raise ValueError(
+            f"output {folder} has {best.name} but no {last}: put it back, copy {best.name} there, {otherwise}"
+        )
+    results = folder.results()
+    if results and not there(folder.config):
+        raise ValueError(
+            f"output {folder} has {', '.join(results)} but neither {folder.config.name} nor {last}: {otherwise}"
+        )
+    rows = read_rows(folder.metrics, warn=False)
+    validated = min((row["step"] for row in rows if row["kind"] == "validation"), default=math.inf)
+    done = max((row["step"] for row in rows), default=0)
+    if done > validated or there(folder.validation):
+        raise ValueError(
+            f"output {folder} has {done} steps in {folder.metrics.name} but no {last}: put it back, {otherwise}"
+        )
+
+
 def check_same_run(folder: RunFolder, config: FitConfig) -> FitConfig | None:
     """The configuration of the run that the folder holds, if it holds one.
 
     Raises:
-        ValueError: its settings, but for MAY_CHANGE, are others.
+        ValueError: its settings, but for MAY_CHANGE, are others, or check_whole raises it.
     """
-    if folder.config.is_file():
+    check_whole(folder)
+    if there(folder.config):
         before = from_json(folder.config.read_text(encoding="utf-8", errors="replace"), folder.config)
-    elif folder.checkpoint("last").is_file():
+    elif there(folder.checkpoint("last")):
         path = folder.checkpoint("last")
         before = from_json(checkpoint.load(path, ("config",))["config"], path)
     else:
         return None
-    old, new = comparable(before), comparable(config)
-    changed = [f"{k} {old.get(k)} -> {new.get(k)}" for k in {**new, **old} if old.get(k) != new.get(k)]
+    changed = changed_settings(before, config)
     if changed:
         raise ValueError(
-            f"output {folder} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --output, or remove the folder"
+            f"output {folder} holds a run with other settings ({changed}): give another --output, or remove the folder"
         )
     return before
-
-
-def comparable(config: FitConfig) -> dict[str, Any]:
-    """The settings that a run cannot change on its way; a relative root is the same as an absolute one."""
-    settings = {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
-    return settings | {"root": settings["root"] and settings["root"].resolve()}
 
 
 def check_length(folder: RunFolder, before: FitConfig, config: FitConfig, labelled: int) -> None:
@@ -93,7 +113,7 @@ def check_length(folder: RunFolder, before: FitConfig, config: FitConfig, labell
     """
     old, new = length(before, labelled), length(config, labelled)
     path = folder.checkpoint("last")
-    if old == new or not path.is_file():
+    if old == new or not there(path):
         return
     done = checkpoint.load(path, ("step",))["step"]
     if new < done:
@@ -120,7 +140,8 @@ def fit(config: FitConfig) -> Path:
         ValueError, OSError: bad settings or data, before anything is written, naming the thing.
         NotFinite: a loss became NaN or infinite; the last checkpoint is kept.
     """
-    config = replace(config, method=METHODS.full_name(config.method))
+    root = config.data.root and config.data.root.resolve()  # what a checkpoint says holds from any folder
+    config = replace(config, method=METHODS.full_name(config.method), data=replace(config.data, root=root))
     check(config)
     folder = run_folder(config)
     check_writable(folder.path)

@@ -6,10 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from train.files import there
+
+#: Of the files that are written whole.
+PATTERNS = (
+    "config.json", "data.json", "metrics.jsonl", "validation.txt",
+    "checkpoints/best.pt", "checkpoints/last.pt", "panels/step_*.png", "evaluation/*.csv",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
+
+    def results(self) -> list[str]:
+        """What is there under the names of what a run writes after its configuration."""
+        names = ("data.json", "metrics.jsonl", "tensorboard", "validation.txt", "checkpoints", "panels", "evaluation")
+        return [name for name in names if there(self.path / name)]
 
     def __str__(self) -> str:
         return str(self.path)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from train.files import sync, write_atomically
+from train.files import parse_json, sync, write_atomically
 from train.methods import Strategy
 from train.run.folder import RunFolder
 from train.run.processes import Processes
@@ -25,7 +25,8 @@ from train.run.processes import Processes
 Row = dict[str, Any]
 WINDOW = 100  # steps that a warning looks back over
 TIED_LOGS = 5  # logged steps in a row with mostly tied scores
-LOSSES = ("loss", "supervised", "consistency")
+WORDS = ("kind", "about", "text", "network")
+LOSSES = {"loss": "loss", "supervised": "supervised loss", "consistency": "consistency loss"}
 
 
 class NotFinite(ValueError):
@@ -38,14 +39,25 @@ def read_rows(path: Path, warn: bool = True) -> list[Row]:
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if not (isinstance(row, dict) and isinstance(row["step"], int) and isinstance(row["kind"], str)):
+            row = parse_json(line)
+            if not is_row(row):
                 raise ValueError
             rows.append(row)
-        except (ValueError, KeyError):
+        except ValueError:
             if warn and line.endswith(b"\n"):
                 print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
     return rows
+
+
+def is_row(row: Any) -> bool:
+    """Of a kind and a step, its words text and all else numbers."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("kind"), str)
+        and type(row.get("step")) is int
+        and all(isinstance(row.get(name, ""), str) for name in WORDS)
+        and all(value is None or type(value) in (int, float) for name, value in row.items() if name not in WORDS)
+    )
 
 
 class Watch:
@@ -59,12 +71,12 @@ class Watch:
 
     def see(self, row: Row) -> list[Row]:
         found = []
-        if "images_unmasked" in row:
+        if row.get("images_unmasked") is not None:
             self.unmasked.append(row["images_unmasked"] / self.images)
             share = sum(self.unmasked) / WINDOW
             if len(self.unmasked) == WINDOW and share > 0.5:
                 found.append(("vanished", self.vanished(share)))
-        if self.strategy.by_rank and "tied" in row:
+        if self.strategy.by_rank and row.get("tied") is not None:
             self.tied.append(row["tied"])
             if len(self.tied) == TIED_LOGS and min(self.tied) > 0.5:
                 found.append(("tied", self.ties()))
@@ -132,7 +144,7 @@ class Monitor:
             rows.append(row)
             rows += self.watch.see(row)
             if bad:
-                trouble = f"the {bad[0]} loss is {row[bad[0]]} at step {step}"
+                trouble = f"the {LOSSES[bad[0]]} is {row[bad[0]]} at step {step}"
                 rows.append({"kind": "stopped", "step": step, "text": trouble})
                 break
         self.pending.clear()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from train.methods import METHODS
 from train.methods.patches import PatchSettings
 from train.networks import NETWORKS
@@ -93,4 +95,12 @@ def configure(
         raise ValueError(f"{method} has no setting {', '.join(sorted(unknown))}; it has {', '.join(flatten(config))}")
     if ("iterations" in changes) != ("epochs" in changes):  # one length replaces the recipe's, whichever that is
         config = replace(config, schedule=replace(config.schedule, iterations=None, epochs=None))
+    usual = flatten(config)
+    changes = {name: plain(value, usual[name]) for name, value in changes.items()}
     return typed(asdict(replace_fields(config, changes)), config)
+
+
+def plain(value: Any, usual: Any) -> Any:
+    """A numpy number as Python's, and one number where a setting has several as a tuple, as on the command line."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return (value,) if isinstance(usual, tuple) and isinstance(value, (int, float)) else value

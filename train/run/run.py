@@ -13,15 +13,16 @@ from tqdm import tqdm
 import entmask_ext
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description
+from train.data.phantom import ROOT
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
 from train.evaluate.pictures import class_names, draw_panel, save_figure
-from train.files import remove_parts, write_atomically
+from train.files import remove_parts, there, write_atomically
 from train.methods import pseudo_labels
 from train.run import checkpoint
-from train.run.config import FitConfig
-from train.run.config_file import to_json
-from train.run.folder import RunFolder
+from train.run.config import FitConfig, changed_settings
+from train.run.config_file import from_json, to_json
+from train.run.folder import PATTERNS, RunFolder
 from train.run.monitor import Monitor, NotFinite, Watch, read_rows
 from train.run.processes import Processes
 from train.run.schedule import length
@@ -61,25 +62,34 @@ class Run:
         self.last: dict[str, Any] = {"step": 0}
         self.resume()
         if processes.writes:
-            remove_parts(folder.path)
+            remove_parts(folder.path, PATTERNS)
             write_atomically(folder.config, to_json(config).encode())
             write_atomically(folder.data, (json.dumps(data.summary, indent=2) + "\n").encode())
         processes.wait()
         self.monitor = Monitor(folder, processes, Watch(config.mask, schedule.unlabelled_batch), self.start)
 
     def resume(self) -> None:
-        path = self.folder.checkpoint("last")
-        if not path.is_file():
+        path, best = self.folder.checkpoint("last"), self.folder.checkpoint("best")
+        if not there(path):
             return
         state = checkpoint.load(path, PARTS, self.trainer.device)
+        checkpoint.check_same_kind(path, checkpoint.description_of(path, state), self.config.data.root or ROOT)
+        changed = changed_settings(from_json(state["config"], path), self.config)
+        if changed:
+            raise ValueError(f"checkpoint {path} is of a run with other settings ({changed})")
         try:
             self.trainer.load_state_dict(state)
         except ValueError as error:
             raise ValueError(f"checkpoint {path}: {error}") from None
         self.start, self.best = state["step"], state["best"]
-        if not isinstance(self.best, dict) or not {"step", "dice"} <= self.best.keys():
-            raise ValueError(f"checkpoint {path}: 'best' must have step and dice, got {self.best!r}")
         self.last = state.get("last", self.last)
+        if not self.processes.writes:
+            return
+        if self.best["step"] == self.start:  # killed before the best was saved: it is this one
+            checkpoint.save(best, state)
+        elif not there(best):
+            text = f"{best} (step {self.best['step']}) does not exist any more; a later validation has to be better"
+            say(self.processes, f"warning: {text}")
 
     def run(self) -> Path:
         config, monitor = self.config, self.monitor
@@ -95,6 +105,8 @@ class Run:
             mininterval=0.5,
         )
         try:
+            if self.start == self.iterations != self.last["step"]:  # stopped there before it could be judged
+                self.validate(self.iterations)
             with StopSignals() as stop:
                 for index in range(self.start, self.iterations):
                     done = index + 1
@@ -156,13 +168,13 @@ class Run:
         self.save(done, better)
 
     def save(self, done: int, best: bool = False) -> None:
-        """The best first, so that last.pt never promises more than there is."""
+        """The last first: what it says of a best that was not saved any more is mended from itself, see resume()."""
         if self.processes.writes:
             told = {"step": done, "best": self.best, "last": self.last, "config": to_json(self.config)}
             state = {**told, "data_set": self.description.plain(), **self.trainer.state_dict()}
+            checkpoint.save(self.folder.checkpoint("last"), state)
             if best:
                 checkpoint.save(self.folder.checkpoint("best"), state)
-            checkpoint.save(self.folder.checkpoint("last"), state)
         self.processes.wait()
 
     def panel(self, done: int, step: Step) -> None:
@@ -207,7 +219,9 @@ class Run:
         print(f"\nvalidation Dice of the {self.config.teacher.judge} on {count}\n{table}")
         if self.trainer.timer.steps:
             print(self.trainer.timer.table())
-        print(f"picture: {latest}\nrun:     {self.folder}")
+        if latest.is_file():
+            print(f"picture: {latest}")
+        print(f"run:     {self.folder}")
 
 
 def dice_table(rows: dict[str, dict[str, Any]], classes: int) -> str:

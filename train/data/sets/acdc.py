@@ -17,6 +17,7 @@ from tqdm import tqdm
 from train.data import nifti
 from train.data.description import Description, write_description
 from train.data.layout import (
+    PATTERNS,
     as_classes,
     read_slice,
     read_volume,
@@ -72,7 +73,7 @@ def convert(source: Path, root: Path, split: Split = ACDC) -> str:
     """
     check_writable(root)
     frames = {name: find_frames(source, getattr(split, name)) for name in ("train", "val", "test")}
-    remove_parts(root)
+    remove_parts(root, PATTERNS)
     slices: list[str] = []
     with tqdm(total=sum(map(len, frames.values())), unit="volume") as bar:
         for frame in frames["train"]:
