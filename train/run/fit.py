@@ -26,7 +26,7 @@ from train.run.config import FitConfig, changed_settings
 from train.run.config_file import from_json
 from train.run.folder import RunFolder
 from train.run.monitor import read_rows
-from train.run.processes import join
+from train.run.processes import end_if_one_of_several, join
 from train.run.recipes import configure
 from train.run.run import Data, Run
 from train.run.schedule import Schedule, length
@@ -188,3 +188,4 @@ Config = FitConfig
 
 def main(config: FitConfig) -> None:
     fit(config)
+    end_if_one_of_several()
