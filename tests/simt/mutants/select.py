@@ -262,7 +262,7 @@ MUTANTS = [
         "select_tiles.cuh",
         "    before += __shfl_sync(full_warp, upto, 31);\n",
         "",
-        f"{BOUNDARIES}::test_patches_of_a_long_row[262145-float32]",
+        f"{BOUNDARIES}::test_patches_of_a_long_row[270336-float32]",
     ),
     Mutant(
         "tiles: no fence before a block is counted in",
