@@ -141,6 +141,8 @@ def test_map_of_many_classes_that_add_the_same(layout: str) -> None:
     values = np.full((1, 2048, 1, 8), 0.5)
     values[0, [3, 1000], 0, 0::2] = 7.25
     values[0, :, 0, 1::2] = np.linspace(0, 6, 2048)[:, None]
+    values[0, :, 0, 3] = np.linspace(0, 1, 2048)
+    values[0, 2040, 0, 3] = 20.0  # far ahead of all that was added before
     x = tensor(values, "float32", layout)
     actual, _ = launchers.entropy_map(x)
     np.testing.assert_allclose(actual, reference.entropy(x.values), rtol=0, atol=4e-7)
