@@ -7,13 +7,46 @@
 
 namespace entmask::cuda {
 
+// Where a thread's elements lie in their patch, and where the same place of another patch is.
+struct PatchPlaces {
+  Divider patches, count[3], patch[3];
+
+  PatchPlaces(const Grid& g, const Rows& rows)
+      : patches(patches_of(g)),
+        count{Divider(g.count[0]), Divider(g.count[1]), Divider(g.count[2])},
+        patch{Divider(g.patch[0]), Divider(g.patch[1]), Divider(rows.patch_width)} {}
+
+  // The number of the patch that the place is in, after `before` images of the same group, and the place inside it.
+  __device__ __forceinline__ int64_t enter(int64_t before, const RowIndex::Position& at, int32_t (&inside)[3]) const {
+    const int32_t place[3] = {at.d, at.h, at.w};
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      before = before * count[axis].divisor + patch[axis].split(place[axis], &inside[axis]);
+    }
+    return before;
+  }
+  // The place `inside` patch number `number`, and its image (returned) from the group's first on.
+  __device__ __forceinline__ int64_t leave(int64_t number, const int32_t (&inside)[3], int32_t (&place)[3]) const {
+    int32_t index;
+    const int64_t image = patches.split(number, &index);
+    int64_t left = index;
+#pragma unroll
+    for (int axis = 2; axis >= 0; --axis) {
+      left = count[axis].split(left, &place[axis]);
+      place[axis] = place[axis] * patch[axis].divisor + inside[axis];
+    }
+    return image;
+  }
+};
+
 template <typename E>
 struct GatherArguments {
   RowTensor<const E> x;
   RowTensor<E> out;
   const int64_t* source;  // [group * P]
   RowIndex rows;
-  Divider group, patches, count[3], patch[3];
+  PatchPlaces places;
+  Divider group;
   int64_t entries;
   bool inverse;
 };
@@ -25,24 +58,11 @@ __global__ void __launch_bounds__(row_threads) gather_kernel(GatherArguments<E> 
   const int64_t i = static_cast<int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   if (i >= a.rows.total) return;
   const RowIndex::Position at = a.rows.at(i);
-  const int32_t place[3] = {at.d, at.h, at.w};
-  int32_t image_of_group, inside[3];
+  int32_t image_of_group, inside[3], there[3];
   const int64_t group = a.group.split(at.n, &image_of_group);
-  int64_t patch = image_of_group;
-#pragma unroll
-  for (int axis = 0; axis < 3; ++axis) {
-    patch = patch * a.count[axis].divisor + a.patch[axis].split(place[axis], &inside[axis]);
-  }
-  int64_t other = a.source[patch];
+  const int64_t other = a.source[a.places.enter(image_of_group, at, inside)];
   const bool valid = other >= 0 && other < a.entries;
-  int32_t index, there[3];
-  const int64_t n = group * a.group.divisor + a.patches.split(valid ? other : 0, &index);
-  int64_t left = index;
-#pragma unroll
-  for (int axis = 2; axis >= 0; --axis) {
-    left = a.count[axis].split(left, &there[axis]);
-    there[axis] = there[axis] * a.patch[axis].divisor + inside[axis];
-  }
+  const int64_t n = group * a.group.divisor + a.places.leave(valid ? other : 0, inside, there);
   const auto here = [&](const Strides& s) { return offset_of(s, at.n, at.d, at.h, at.w) + at.c * s.c; };
   const auto elsewhere = [&](const Strides& s) { return offset_of(s, n, there[0], there[1], there[2]) + at.c * s.c; };
   E value[STEP];
@@ -69,10 +89,8 @@ cudaError_t launch_gather(const GatherParams& p, cudaStream_t stream) {
                              out,
                              p.source,
                              RowIndex(p.batch, rows, g, rows.vector ? step : 1),
+                             PatchPlaces(g, rows),
                              Divider(p.group),
-                             Divider(patches_of(g)),
-                             {Divider(g.count[0]), Divider(g.count[1]), Divider(g.count[2])},
-                             {Divider(g.patch[0]), Divider(g.patch[1]), Divider(rows.patch_width)},
                              p.group * patches_of(g),
                              p.inverse};
   const dim3 blocks(static_cast<unsigned>(ceil_div(a.rows.total, row_threads)));
@@ -91,7 +109,7 @@ struct GatherBackwardArguments {
   const int64_t* takers;  // [N P]
   const int64_t* first;   // [N P + 1]
   RowIndex rows;
-  Divider patches, count[3], patch[3];
+  PatchPlaces places;
 };
 
 template <typename T, int STEP>
@@ -99,24 +117,12 @@ __global__ void __launch_bounds__(row_threads) gather_backward_kernel(GatherBack
   const int64_t i = static_cast<int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   if (i >= a.rows.total) return;
   const RowIndex::Position at = a.rows.at(i);
-  const int32_t place[3] = {at.d, at.h, at.w};
-  int32_t inside[3];
-  int64_t patch = at.n;
-#pragma unroll
-  for (int axis = 0; axis < 3; ++axis) {
-    patch = patch * a.count[axis].divisor + a.patch[axis].split(place[axis], &inside[axis]);
-  }
+  int32_t inside[3], there[3];
+  const int64_t patch = a.places.enter(at.n, at, inside);
   double sum[STEP] = {};  // many may have taken it
   const int64_t last = a.first[patch + 1];
   for (int64_t j = a.first[patch]; j < last; ++j) {
-    int32_t index, there[3];
-    const int64_t n = a.patches.split(a.takers[j], &index);
-    int64_t left = index;
-#pragma unroll
-    for (int axis = 2; axis >= 0; --axis) {
-      left = a.count[axis].split(left, &there[axis]);
-      there[axis] = there[axis] * a.patch[axis].divisor + inside[axis];
-    }
+    const int64_t n = a.places.leave(a.takers[j], inside, there);
     T value[STEP];
     load(value, a.grad.data + offset_of(a.grad.stride, n, there[0], there[1], there[2]) + at.c * a.grad.stride.c);
 #pragma unroll
@@ -135,14 +141,8 @@ cudaError_t launch_gather_backward(const GatherBackwardParams& p, cudaStream_t s
   RowTensor<T> out{static_cast<T*>(p.out), p.out_stride};
   const Grid& g = p.grid;
   const Rows rows(p.batch, p.channels, g, grad, out);
-  const GatherBackwardArguments<T> a{grad,
-                                     out,
-                                     p.takers,
-                                     p.first,
-                                     RowIndex(p.batch, rows, g, rows.vector ? step : 1),
-                                     Divider(patches_of(g)),
-                                     {Divider(g.count[0]), Divider(g.count[1]), Divider(g.count[2])},
-                                     {Divider(g.patch[0]), Divider(g.patch[1]), Divider(rows.patch_width)}};
+  const GatherBackwardArguments<T> a{
+      grad, out, p.takers, p.first, RowIndex(p.batch, rows, g, rows.vector ? step : 1), PatchPlaces(g, rows)};
   const dim3 blocks(static_cast<unsigned>(ceil_div(a.rows.total, row_threads)));
   return launch(rows.vector ? gather_backward_kernel<T, step> : gather_backward_kernel<T, 1>, blocks, dim3(row_threads),
                 0, stream, a);
