@@ -51,7 +51,8 @@ def fault(tests: Sequence[str], build: str) -> str | None:
     )
     if done.returncode == 0:
         return None
-    if done.returncode != 1 or re.search(r"(?<!runtime )error: ", done.stdout):  # the mutant does not compile, or no test was run
+    # The mutant does not compile, or no test was run.
+    if done.returncode != 1 or re.search(r"(?<!runtime )error: ", done.stdout):
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     for pattern in (
         r"simt: .*",

@@ -60,7 +60,7 @@ def test_what_a_mask_covers_and_how_good_the_pseudo_labels_are() -> None:
 def test_not_finite_is_raised_after_the_rows_are_written(tmp_path: Path) -> None:
     monitor = monitor_with(tmp_path, "random")
     monitor.add(1, {}, {"loss": torch.tensor(float("inf"))})
-    with pytest.raises(NotFinite, match="the loss loss is inf at step 1"):
+    with pytest.raises(NotFinite, match="the loss is inf at step 1"):
         monitor.flush()
     assert [row["kind"] for row in read_rows(tmp_path / "metrics.jsonl")] == ["train", "stopped"]
 

@@ -49,6 +49,7 @@ def read_data(config: FitConfig, device: torch.device) -> Data:
     if strategy.unlabelled and not unlabelled:
         raise ValueError(f"labelled = {data.labelled} patients leaves no unlabelled slice for method {config.method}")
     return Data(
+        root,
         Slices(root, labelled, data.classes, device),
         Slices(root, unlabelled, data.classes, device) if strategy.unlabelled else None,
         read_split(root, "val", data.classes),

@@ -13,7 +13,6 @@ from tqdm import tqdm
 import entmask_ext
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description
-from train.data.phantom import ROOT
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
 from train.evaluate.pictures import class_names, draw_panel, save_figure
@@ -34,6 +33,7 @@ PARTS = ("step", "best", "config", "student", "teacher", "optimizer", "scaler") 
 
 
 class Data(NamedTuple):
+    root: Path
     labelled: Slices
     unlabelled: Slices | None
     volumes: Volumes
@@ -46,7 +46,7 @@ class Run:
         self, config: FitConfig, folder: RunFolder, processes: Processes, device: torch.device, data: Data
     ) -> None:
         self.config, self.folder, self.processes = config, folder, processes
-        self.description, self.summary = data.description, data.summary
+        self.root, self.description, self.summary = data.root, data.description, data.summary
         schedule, size, interpolation = config.schedule, config.data.size, config.data.interpolation
         share = (config.seed, LABELLED, processes.rank, processes.size)
         labelled = Batches(data.labelled, schedule.labelled_batch, size, interpolation, *share)
@@ -73,7 +73,7 @@ class Run:
         if not there(path):
             return
         state = checkpoint.load(path, PARTS, self.trainer.device)
-        checkpoint.check_same_kind(path, checkpoint.description_of(path, state), self.config.data.root or ROOT)
+        checkpoint.check_same_kind(path, checkpoint.description_of(path, state), self.root)
         changed = changed_settings(from_json(state["config"], path), self.config)
         if changed:
             raise ValueError(f"checkpoint {path} is of a run with other settings ({changed})")
