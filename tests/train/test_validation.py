@@ -8,7 +8,7 @@ from torch import nn
 
 from train.evaluate.metrics import mean_of
 from train.evaluate.volumes import evaluate_volumes
-from train.run.validation import Validation
+from train.run.validation import Validation, mean_dice
 
 
 def test_dice_is_that_of_evaluate() -> None:
@@ -20,5 +20,7 @@ def test_dice_is_that_of_evaluate() -> None:
     network = nn.Conv2d(1, 4, 3, padding=1)
     rows = evaluate_volumes(network, volumes, (32, 48), 4, metrics=("dice",))
     expected = {name: mean_of([row[name] for row in rows]) for name in rows[0] if name.startswith("dice_")}
-    assert Validation(volumes, 4, (32, 48), torch.device("cpu")).dice(network, "no") == expected
+    cases = Validation(volumes, 4, (32, 48), torch.device("cpu")).dice(network, "no")
+    assert mean_dice(cases) == expected
+    assert {name: mean_of(row) for name, row in cases.items()} == {row["case"]: row["dice_mean"] for row in rows}
     assert 0 < expected["dice_mean"] < 1

@@ -33,12 +33,12 @@ def reduced(method: str, architecture: str) -> FitConfig:
         recipe="reduced",
         method=method,
         architecture=architecture,
-        validate_every=100,
-        panel_every=500,
+        validate_every=200,
+        panel_every=1000,
         data=DataConfig(size=(128, 128), labelled=7),
         model=NETWORKS[architecture](),
         mask=METHODS[method].strategy(PatchSettings(patch_size=8, ratio=(0.5,))),
-        schedule=ScheduleConfig(iterations=1500, labelled_batch=6, unlabelled_batch=6, lr=0.05, consistency_from=300),
+        schedule=ScheduleConfig(iterations=6000, labelled_batch=6, unlabelled_batch=6, lr=0.05, consistency_from=600),
     )
 
 

@@ -15,6 +15,7 @@ from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description
 from train.data.summary import summary_lines
 from train.data.volumes import Volumes
+from train.evaluate.metrics import mean_of
 from train.evaluate.pictures import class_names, draw_panel, save_figure
 from train.files import remove_parts, there, write_atomically
 from train.methods import pseudo_labels
@@ -27,7 +28,7 @@ from train.run.processes import Processes
 from train.run.schedule import length
 from train.run.signals import StopSignals
 from train.run.step import Step, Trainer
-from train.run.validation import Validation
+from train.run.validation import Validation, mean_dice
 
 PARTS = ("step", "best", "config", "student", "teacher", "optimizer", "scaler")  # of a checkpoint
 
@@ -158,8 +159,10 @@ class Run:
         better = False
         if self.validation is not None:
             judge = self.config.teacher.judge
-            scores = self.validation.dice(self.trainer.judged, self.config.autocast)
-            self.monitor.write([{"kind": "validation", "step": done, "network": judge, **scores}])
+            cases = self.validation.dice(self.trainer.judged, self.config.autocast)
+            scores = mean_dice(cases)
+            each = {f"case/{name}": mean_of(row) for name, row in cases.items()}
+            self.monitor.write([{"kind": "validation", "step": done, "network": judge, **scores, **each}])
             say(self.processes, f"step {done}: validation Dice {scores['dice_mean']:.4f} ({judge})")
             self.last = {"step": done, **scores}
             better = scores["dice_mean"] > self.best["dice"]

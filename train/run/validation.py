@@ -16,17 +16,25 @@ class Validation:
 
     def __init__(self, volumes: Volumes, classes: int, size: tuple[int, int], device: torch.device) -> None:
         self.classes, self.size = classes, size
-        self.volumes = [tuple(torch.from_numpy(array).to(device) for array in pair) for pair in volumes.values()]
+        self.volumes = {
+            name: tuple(torch.from_numpy(array).to(device) for array in pair) for name, pair in volumes.items()
+        }
 
-    def dice(self, network: nn.Module, precision: Precision) -> dict[str, float]:
-        """{"dice_1": ..., "dice_mean": ...}: means over the volumes, as train.evaluate.metrics.measure defines them."""
+    def dice(self, network: nn.Module, precision: Precision) -> dict[str, list[float]]:
+        """Dice of every class but 0 of each volume by name, as train.evaluate.metrics.measure defines it."""
         counts = []
-        for image, label in self.volumes:
+        for image, label in self.volumes.values():
             labels = predict_labels(network, image, self.size, precision)
             counts.append(overlap(labels, label, self.classes))
         rows = [[2 * both / either if either else 1.0 for both, either in row] for row in torch.stack(counts).tolist()]
-        scores = {f"dice_{c}": mean_of([row[c - 1] for row in rows]) for c in range(1, self.classes)}
-        return {**scores, "dice_mean": mean_of([mean_of(row) for row in rows])}
+        return dict(zip(self.volumes, rows, strict=True))
+
+
+def mean_dice(cases: dict[str, list[float]]) -> dict[str, float]:
+    """{"dice_1": ..., "dice_mean": ...}: means over the volumes."""
+    rows = list(cases.values())
+    scores = {f"dice_{c}": mean_of(column) for c, column in enumerate(zip(*rows, strict=True), 1)}
+    return {**scores, "dice_mean": mean_of([mean_of(row) for row in rows])}
 
 
 def overlap(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
