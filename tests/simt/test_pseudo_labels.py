@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,8 +26,8 @@ def limit_of(x: Tensor) -> float:
     return float((values[gap] + values[gap + 1]) / 2)
 
 
-def check(x: Tensor, labels: str, limit: Limit, wanted_limit: float | None, mode: str) -> None:
-    found, accepted, _ = launchers.pseudo_labels(x, labels=labels, min_confidence=limit, mode=mode)
+def check(x: Tensor, labels: str, limit: Limit, wanted_limit: float | None, mode: str, **options: Any) -> None:
+    found, accepted, _ = launchers.pseudo_labels(x, labels=labels, min_confidence=limit, mode=mode, **options)
     wanted = reference.gated_labels(x.values, wanted_limit, IGNORED[labels])
     np.testing.assert_array_equal(found, wanted)
     kept = (found != IGNORED[labels]).reshape(len(found), -1)
