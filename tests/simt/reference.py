@@ -35,7 +35,7 @@ def entropy(x: np.ndarray, *, normalize: bool = True) -> np.ndarray:
 
 
 def _others(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """e^(x - max) of the classes but the first maximum (0 there); their sum and the largest; the two largest's classes."""
+    """e^(x - max) but of the first maximum (0 there), their sum and largest, and the classes of the two largest x."""
     first = x.argmax(1) if x.size else np.zeros((len(x), *x.shape[2:]), np.int64)
     at = first[:, None]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -85,7 +85,7 @@ def patch_scores(
     threshold: float | np.ndarray | None = None,
     dtype: type = np.float32,
 ) -> np.ndarray:
-    """Mean uncertainty of each patch [N, *G]; with a threshold (or one per image) the fraction of pixels at or above it.
+    """Mean uncertainty of each patch [N, *G]; with a threshold (or one per image) the fraction of pixels that reach it.
 
     NaN pixels count always, and are all that a threshold of NaN counts.
     """
@@ -178,9 +178,7 @@ def of_pixels(grad: np.ndarray, size: Sequence[int], patch: Sequence[int] | None
     return pixels
 
 
-def top_two_backward(
-    x: np.ndarray, grad: np.ndarray, kind: str, *, patch: Sequence[int] | None = None
-) -> np.ndarray:
+def top_two_backward(x: np.ndarray, grad: np.ndarray, kind: str, *, patch: Sequence[int] | None = None) -> np.ndarray:
     """d(1 - p1)/dx_j = p1 (p_j - [j = 1]), times K / (K - 1); the margin's - p2 (p_j - [j = 2]) more."""
     _, k, *size = x.shape
     _, z, e2, two = _others(x)
@@ -190,10 +188,7 @@ def top_two_backward(
     )
     p1, p2, rest = (v[:, None] for v in (1 / (1 + z), e2 / (1 + z), z / (1 + z)))
     d = np.where(first == 1, -p1 * rest, p1 * p)  # p_1 - 1 = -z / (1 + z)
-    if kind == "margin":
-        d = d - p2 * (p - second)
-    else:
-        d = d * k / (k - 1)
+    d = d - p2 * (p - second) if kind == "margin" else d * k / (k - 1)
     d = np.where(unusable(x)[:, None], np.nan, np.where(x == -np.inf, 0.0, d))
     return d * of_pixels(grad, size, patch)[:, None]
 

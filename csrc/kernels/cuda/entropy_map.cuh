@@ -71,7 +71,7 @@ struct MapBackwardArguments {
 // The gradient that came for a thread's pixels, times scale. Pooled, they are all of one patch.
 template <typename F, int N>
 __device__ __forceinline__ void read_map_grad(F (&out)[N], const MapBackwardArguments& a,
-                                                  const PixelIndex::Position& at) {
+                                              const PixelIndex::Position& at) {
   const F* grad = static_cast<const F*>(a.grad);
   const F scale = static_cast<F>(a.scale);
   if (!a.pooled) {
