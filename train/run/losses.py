@@ -7,7 +7,7 @@ from torch import Tensor
 
 import entmask_ext
 from entmask_ext import ConsistencyLoss
-from train.methods import View
+from train.parts import View
 from train.run.config import LossConfig
 
 
@@ -26,8 +26,8 @@ def unlabelled_loss(logits: Tensor, view: View, config: LossConfig, class_weight
         view.patch_size if region else None,
         mask_weight=config.mask_weight,
         class_weight=class_weight,
-        ce_weight=config.ce_weight,
-        dice_weight=config.dice_weight,
+        ce_weight=config.consistency_ce_weight,
+        dice_weight=config.consistency_dice_weight,
         denominator_offset=config.denominator_offset,
     )
 

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from train.data.batches import Batch, Batches
 from train.device import autocast
 from train.files import reason
-from train.methods import View
 from train.networks import build_network
+from train.parts import Given, View
 from train.run import losses
 from train.run.config import FitConfig
 from train.run.processes import Processes
 from train.run.schedule import Schedule
 from train.run.statistics import step_statistics
 from train.run.timing import StepTimer
+
+CONSISTENCY = ("consistency", "consistency_ce_masked", "consistency_ce_visible", "consistency_dice")
 
 
 class Step(NamedTuple):
@@ -31,7 +33,7 @@ class Step(NamedTuple):
     labelled: Batch
     unlabelled: Batch | None
     teacher_logits: Tensor | None
-    view: View | None
+    views: list[View]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -110,40 +112,38 @@ class Trainer:
         labelled = self.labelled.at(step)
         unlabelled = self.unlabelled.at(step) if self.unlabelled is not None and weight > 0 else None
         self.timer.mark("data")
-        teacher_logits = view = None
+        teacher_logits, views = None, []
         if unlabelled is not None:
             with torch.no_grad(), self.autocast():
                 teacher_logits = self.teacher(unlabelled.images)
             self.timer.mark("teacher")
-            view = self.config.mask.view(unlabelled.images, teacher_logits, self.schedule.time(step))
+            given = Given(unlabelled.images, teacher_logits, labelled)
+            views = self.config.strategy.views(given, self.schedule.time(step))
             self.timer.mark("mask")
-        device = self.losses(labelled, view, weight)
+        device = self.losses(labelled, views, weight)
         self.backward(device["loss"], host["lr"])
         update_teacher(self.teacher, self.student, self.schedule.ema_decay(step), self.config.teacher.ema_buffers)
         self.timer.mark("optimizer")
-        if view is not None and unlabelled is not None and teacher_logits is not None:
-            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
-        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+        if views and unlabelled is not None and teacher_logits is not None:
+            device |= step_statistics(views[0], teacher_logits, unlabelled.labels, host.get("threshold"), log)
+        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, views)
 
-    def losses(self, labelled: Batch, view: View | None, weight: float) -> dict[str, Tensor]:
-        """The loss of one forward pass over both kinds of slices, and its parts."""
-        config, count = self.config.loss, len(labelled.images)
-        images = labelled.images if view is None else torch.cat([labelled.images, view.images])
+    def losses(self, labelled: Batch, views: list[View], weight: float) -> dict[str, Tensor]:
+        """The loss of one forward pass over the labelled slices and all views, and its parts."""
+        config = self.config.loss
+        images = [labelled.images, *(view.images for view in views)]
         with self.autocast():
-            logits = self.parallel(images)
+            every = self.parallel(torch.cat(images) if views else images[0])
             self.timer.mark("student")
-            supervised = losses.supervised_loss(logits[:count], labelled.labels, config)
+            logits, *others = every.split([len(x) for x in images])
+            supervised = losses.supervised_loss(logits, labelled.labels, config)
             total = supervised.total
             parts = {"supervised": total, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
-            if view is not None:
-                consistency = losses.unlabelled_loss(logits[count:], view, config, self.class_weight)
-                total = total + weight * consistency.total
-                parts |= {
-                    "consistency": consistency.total,
-                    "consistency_ce_masked": consistency.ce_masked,
-                    "consistency_ce_visible": consistency.ce_visible,
-                    "consistency_dice": consistency.dice,
-                }
+            for view, answer in zip(views, others, strict=True):
+                consistency = losses.unlabelled_loss(answer, view, config, self.class_weight)
+                total = total + weight * view.weight * consistency.total
+                for name, part in zip(CONSISTENCY, consistency, strict=True):
+                    parts[name] = parts.get(name, 0.0) + view.weight * part
         self.timer.mark("loss")
         return {**parts, "loss": total}
 
