@@ -23,7 +23,7 @@ class Chessboard(Strategy):
     #: Side of a square in pixels.
     patch_size: int
 
-    def check(self, size: tuple[int, int], batch: int, processes: int) -> None:
+    def check(self, size: tuple[int, int], labelled: int, unlabelled: int, processes: int) -> None:
         if self.patch_size < 1:
             raise ValueError(f"patch_size must be at least 1, got {self.patch_size}")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.methods import METHODS, Method
 from train.parts.composed import Composed
+from train.parts.gate import Gate
 from train.parts.masking import Masking
 from train.parts.mixing import Mixing
 from train.parts.strong_view import StrongView
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 def gated(masking: Masking, **mixing: Any) -> Composed:
     return Composed(
-        strong_view=StrongView(jitter=0.8, blur=0.5), mixing=Mixing(**mixing), min_confidence=0.95, masking=masking
+        strong_view=StrongView(jitter=0.8, blur=0.5),
+        mixing=Mixing(**mixing),
+        masking=masking,
+        gate=Gate(min_confidence=0.95),
     )
 
 
@@ -39,6 +43,26 @@ METHODS.add(
         "u = box(strong(x_1), strong(x_2)) of half of the slices; L = Dice over the pixels with max_k p_k >= 0.95",
         lambda masking: gated(masking, mix="box", mix_probability=0.5),
         dice_of_accepted,
+    ),
+)
+
+
+def own_teacher(config: FitConfig) -> FitConfig:
+    """The network teaches itself, in train mode, from the first step on."""
+    config = dice_of_accepted(config)
+    teacher = replace(config.teacher, ema_decay=0.0, teacher_mode="train")
+    return replace(config, teacher=teacher, schedule=replace(config.schedule, consistency_from=0.0))
+
+
+METHODS.add(
+    "unimatch",
+    Method(
+        "two strong views and one of dropped channels, without an EMA teacher",
+        "L = 1/4 fixmatch(u_1) + 1/4 fixmatch(u_2) + 1/2 Dice(student(x; half of the encoder's channels)), all gated",
+        lambda masking: replace(
+            gated(masking, mix="box", mix_probability=0.5), views_per_slice="two", channel_dropout=0.5
+        ),
+        own_teacher,
     ),
 )
 METHODS.add(

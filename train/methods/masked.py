@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from train.methods import METHODS, Method
 from train.parts.composed import Composed
+from train.parts.gate import Gate
 from train.parts.masking import Masking
+from train.parts.strong_view import StrongView
 
 if TYPE_CHECKING:
     from train.run.config import FitConfig
@@ -31,6 +33,12 @@ def masked_consistency(config: FitConfig) -> FitConfig:
         loss=replace(config.loss, **loss, background_weight=0.1),
         schedule=replace(config.schedule, consistency_from=0.1, lr_floor=0.1),
     )
+
+
+def cross_entropy_alone(config: FitConfig) -> FitConfig:
+    loss = replace(config.loss, consistency_ce_weight=1.0, consistency_dice_weight=0.0, consistency_weight=1.0)
+    loss = replace(loss, consistency_ce="unweighted")
+    return replace(config, loss=loss, schedule=replace(config.schedule, rampup=0.0))
 
 
 H = "H(x) = -sum_k p_k ln p_k / ln K of the teacher's softmax"
@@ -79,5 +87,28 @@ METHODS.add(
         "patches shuffled within and between two images",
         "u = shuffle(x_1, x_2); L = loss(shuffle^-1(student(u)), teacher(x_1, x_2))",
         mask("shuffle"),
+    ),
+)
+METHODS.add(
+    "mic",
+    Method(
+        "large random blocks masked, and a loss as strong as the teacher is sure (Hoyer et al., CVPR 2023)",
+        "70 % of the blocks of 4 x patch are masked; L = CE mean[max_k p_k >= 0.968]",
+        lambda masking: Composed(
+            strong_view=StrongView(jitter=0.8, blur=0.5),
+            masking=replace(masking, mask="random", patch_size=4 * masking.patch_size, ratio=(0.7,)),
+            gate=Gate(min_confidence=0.968, gate="batch"),
+        ),
+        cross_entropy_alone,
+    ),
+)
+METHODS.add(
+    "complementary",
+    Method(
+        "two views, a random half of the patches and the other half",
+        "L = (loss(student(m x), y) + loss(student((1 - m) x), y)) / 2, y the teacher's labels for the whole image",
+        lambda masking: Composed(
+            masking=replace(masking, mask="random", ratio=(0.5,)), views_per_slice="complementary"
+        ),
     ),
 )

@@ -17,8 +17,9 @@ IGNORED = 255
 class Given(NamedTuple):
     """What a method makes its views of; N unlabelled slices, K classes, H x W pixels."""
 
-    images: Tensor  # (N, C, H, W) as the teacher saw them
+    images: Tensor  # (N, C, H, W) as the teacher saw them, without its noise
     logits: Tensor  # (N, K, H, W) the teacher's
+    doubt: Tensor  # (N, K, H, W) logits that say how sure it is: the same, or of the mean of several passes
     labelled: Batch  # the labelled slices of the step
 
 
@@ -32,7 +33,10 @@ class View(NamedTuple):
     scores: Tensor | None = None  # (N, Gh, Gw) what the patches were ranked by
     permutation: Tensor | None = None  # (2 * Gh * Gw,) where each patch was taken from
     mixed: Tensor | None = None  # (N, ...) bool, pixels or patches, True = a partner's
-    weight: float = 1.0  # of this view's loss
+    target: Tensor | None = None  # (N, K, H, W) logits of these images, for soft losses
+    channel_dropout: float = 0.0  # probability that the student's encoder loses a channel
+    weight: float | Tensor = 1.0  # of this view's loss
+    region_weights: tuple[float, float] | None = None  # of masked and visible pixels; None: those of the loss
 
     def restore(self, logits: Tensor) -> Tensor:
         """The student's logits (N, K, H, W) back in the image's own order."""
@@ -61,15 +65,19 @@ class Strategy(ABC):
         return "raise --ratio"
 
     @abstractmethod
-    def check(self, size: tuple[int, int], batch: int, processes: int) -> None:
+    def check(self, size: tuple[int, int], labelled: int, unlabelled: int, processes: int) -> None:
         """Raises ValueError, naming the setting, where one is wrong or does not suit slices of this size, or batches.
 
-        batch: unlabelled slices of a step, over all processes.
+        labelled, unlabelled: slices of a step, over all processes.
         """
 
     def at(self, t: float) -> dict[str, float]:
         """The ramped settings in force at time t in [0, 1] of the run, by name, for the metrics."""
         return {}
+
+    def supervised(self, labelled: Batch, consistency: bool) -> Batch | None:
+        """The slices that the supervised loss is of; None: the views have the labels. consistency: there are views."""
+        return labelled
 
     @abstractmethod
     def views(self, given: Given, t: float) -> list[View]:

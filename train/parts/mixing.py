@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import entmask_ext
-from train.data.batches import Batch
+from train.parts import Given
 from train.ramps import ramped
 
 AREA = (0.02, 0.4)  # of a box, as a share of the slice
@@ -41,54 +41,57 @@ class Mixing:
             needed = f"at least {2 * processes} for mix {self.mix}, a partner for each slice"
             raise ValueError(f"unlabelled_batch must be {needed}, got {batch}")
 
-    def __call__(
-        self, images: Tensor, logits: Tensor, labelled: Batch, patch_size: int, t: float
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """images (N, C, H, W) and the teacher's logits (N, K, H, W), mixed, and where: bool, of pixels or patches.
+    @property
+    def uses_labels(self) -> bool:
+        return self.mix != "none" and self.mix_with == "labelled"
 
-        labelled: slices that are as strongly augmented as the images.
-        """
+    def __call__(self, given: Given, patch_size: int, t: float) -> tuple[Given, Tensor | None]:
+        """Images and logits mixed; and where: bool, (N, H, W) of pixels or (N, Gh, Gw) of patches."""
         if self.mix == "none":
-            return images, logits, None
-        where, size = self.where(logits, patch_size, t)
-        theirs = partners(images, logits, labelled if self.mix_with == "labelled" else None)
-        mixed = [
-            entmask_ext.patch_where(where, inside, outside, size)
-            for inside, outside in zip(theirs, (images, logits), strict=True)
-        ]
-        return mixed[0], mixed[1], where
+            return given, None
+        where, size = self.where(given.doubt, patch_size, t)
+        theirs = labelled_partners(given) if self.uses_labels else unlabelled_partners(given)
 
-    def where(self, logits: Tensor, patch_size: int, t: float) -> tuple[Tensor, int]:
+        def mixed(inside: Tensor, outside: Tensor) -> Tensor:
+            return entmask_ext.patch_where(where, inside, outside, size)
+
+        logits = mixed(theirs.logits, given.logits)
+        doubt = logits if given.doubt is given.logits else mixed(theirs.doubt, given.doubt)
+        return given._replace(images=mixed(theirs.images, given.images), logits=logits, doubt=doubt), where
+
+    def where(self, doubt: Tensor, patch_size: int, t: float) -> tuple[Tensor, int]:
         """(N, Gh, Gw) bool and the size of its patches."""
-        n, _, height, width = logits.shape
-        used = torch.rand(n, device=logits.device) < self.mix_probability
+        n, _, height, width = doubt.shape
+        used = torch.rand(n, device=doubt.device) < self.mix_probability
         if self.mix == "box":
-            boxes = random_boxes(torch.rand(4, n, device=logits.device), (height, width))
+            boxes = random_boxes(torch.rand(4, n, device=doubt.device), (height, width))
             return entmask_ext.box_mask(boxes * used[:, None], (height, width)), 1
         ratio = torch.where(used, ramped(self.mix_ratio, t), 0.0)
         if self.mix == "random":
             grid = (-(-height // patch_size), -(-width // patch_size))
-            scores = torch.rand(n, *grid, device=logits.device)
+            scores = torch.rand(n, *grid, device=doubt.device)
         else:
-            scores = entmask_ext.patch_scores(logits, patch_size)
+            scores = entmask_ext.patch_scores(doubt, patch_size)
         order = "lowest" if self.mix == "sure" else "highest"
         return entmask_ext.select_patches(scores, ratio, order=order), patch_size
 
 
-def partners(images: Tensor, logits: Tensor, labelled: Batch | None) -> tuple[Tensor, Tensor]:
-    """The partner of each image and its logits: the image so many places on in the batch, or a labelled slice.
+def unlabelled_partners(given: Given) -> Given:
+    """Each slice's partner: the one so many places on in the batch."""
+    n, device = len(given.images), given.images.device
+    theirs = (torch.arange(n, device=device) + torch.randint(1, n, (1,), device=device)) % n
+    logits = given.logits[theirs]
+    doubt = logits if given.doubt is given.logits else given.doubt[theirs]
+    return given._replace(images=given.images[theirs], logits=logits, doubt=doubt)
 
-    A label's logits are 0 for its class and -inf for all others: a teacher that is entirely sure.
-    """
-    n, device = len(images), images.device
-    places = torch.arange(n, device=device)
-    if labelled is None:
-        theirs = (places + torch.randint(1, n, (1,), device=device)) % n
-        return images[theirs], logits[theirs]
-    theirs = places % len(labelled.images)
-    classes = torch.arange(logits.shape[1], device=device)[:, None, None]
-    certain = torch.where(labelled.labels[theirs, None] == classes, 0.0, -torch.inf)
-    return labelled.images[theirs], certain.to(logits.dtype)
+
+def labelled_partners(given: Given) -> Given:
+    """Each slice's partner: a labelled one. A label's logits are 0 for its class and -inf for all others: no doubt."""
+    labelled, logits = given.labelled, given.logits
+    theirs = torch.arange(len(logits), device=logits.device) % len(labelled.images)
+    classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+    certain = torch.where(labelled.labels[theirs, None] == classes, 0.0, -torch.inf).to(logits.dtype)
+    return given._replace(images=labelled.images[theirs], logits=certain, doubt=certain)
 
 
 def random_boxes(draws: Tensor, size: tuple[int, int]) -> Tensor:

@@ -48,6 +48,11 @@ class TeacherConfig:
     #: The teacher's batch-norm statistics follow the student's by the same average. False: it keeps its own, from its
     #: own forward passes, which needs teacher_mode train and a method that runs the teacher.
     ema_buffers: bool = True
+    #: Standard deviation of the noise on the teacher's images, cut off at twice that.
+    teacher_noise: float = 0.0
+    #: Passes of the teacher, each with its own noise and dropout, whose mean softmax says how sure it is; 1: the pass
+    #: that makes the pseudo-labels.
+    teacher_passes: int = 1
     #: Mode of the teacher when it makes pseudo-labels. In train mode its dropout is on, which raises the entropy and
     #: makes the mask vary from step to step.
     teacher_mode: Literal["eval", "train"] = "eval"
@@ -61,6 +66,9 @@ class LossConfig:
     ce_weight: float = 0.5
     #: Weight of soft Dice in the supervised loss.
     dice_weight: float = 0.5
+    #: What the student is held to. hard: pseudo-labels, by cross entropy and Dice. mse: the teacher's probabilities, by
+    #: sum_k (p_k - q_k)^2; kl: by sum_k q_k (ln q_k - ln p_k); means over the pixels.
+    consistency: Literal["hard", "mse", "kl"] = "hard"
     #: Weight of cross entropy in the consistency loss.
     consistency_ce_weight: float = 0.5
     #: Weight of soft Dice in the consistency loss.
@@ -70,6 +78,8 @@ class LossConfig:
     #: region: mask_weight x mean over masked pixels + mean over visible ones, an empty region adds 0. unweighted: the
     #: mean over all.
     consistency_ce: Literal["region", "unweighted"] = "region"
+    #: all: one Dice over all pixels. each: mask_weight x Dice of the masked pixels + Dice of the visible ones.
+    dice_region: Literal["all", "each"] = "all"
     #: Weight of the masked pixels' cross entropy against the visible ones'.
     mask_weight: float = 1.5
     #: Class weight of background in the consistency cross entropy; the other classes have 1.

@@ -22,8 +22,6 @@ from train.run.schedule import Schedule
 from train.run.statistics import step_statistics
 from train.run.timing import StepTimer
 
-CONSISTENCY = ("consistency", "consistency_ce_masked", "consistency_ce_visible", "consistency_dice")
-
 
 class Step(NamedTuple):
     """What one step leaves: numbers known on the host, 0-d tensors still on the device, and what it worked on."""
@@ -61,6 +59,15 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers
             else:
                 mine.copy_(its)
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+
+
+def dropped(views: list[View], labelled: int) -> dict[str, Tensor]:
+    """The network's argument channel_dropout, (N,) for labelled slices and all views, where a view asks for it."""
+    if not any(view.channel_dropout for view in views):
+        return {}
+    device = views[0].images.device
+    shares = [(0.0, labelled), *((view.channel_dropout, len(view.images)) for view in views)]
+    return {"channel_dropout": torch.cat([torch.full((n,), share, device=device) for share, n in shares])}
 
 
 class Trainer:
@@ -114,13 +121,12 @@ class Trainer:
         self.timer.mark("data")
         teacher_logits, views = None, []
         if unlabelled is not None:
-            with torch.no_grad(), self.autocast():
-                teacher_logits = self.teacher(unlabelled.images)
+            teacher_logits, doubt = self.teach(unlabelled.images)
             self.timer.mark("teacher")
-            given = Given(unlabelled.images, teacher_logits, labelled)
+            given = Given(unlabelled.images, teacher_logits, doubt, labelled)
             views = self.config.strategy.views(given, self.schedule.time(step))
             self.timer.mark("mask")
-        device = self.losses(labelled, views, weight)
+        device = self.losses(self.config.strategy.supervised(labelled, bool(views)), views, weight)
         self.backward(device["loss"], host["lr"])
         update_teacher(self.teacher, self.student, self.schedule.ema_decay(step), self.config.teacher.ema_buffers)
         self.timer.mark("optimizer")
@@ -128,22 +134,45 @@ class Trainer:
             device |= step_statistics(views[0], teacher_logits, unlabelled.labels, host.get("threshold"), log)
         return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, views)
 
-    def losses(self, labelled: Batch, views: list[View], weight: float) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits for images (N, C, H, W), and logits that say how sure it is (see Given.doubt)."""
+        noise, passes = self.config.teacher.teacher_noise, self.config.teacher.teacher_passes
+
+        def logits() -> Tensor:
+            seen = images + torch.randn_like(images).mul_(noise).clamp_(-2 * noise, 2 * noise) if noise else images
+            with self.autocast():
+                answer: Tensor = self.teacher(seen)
+            return answer
+
+        answer = logits()
+        if passes == 1:
+            return answer, answer
+        return answer, torch.stack([logits().float().softmax(1) for _ in range(passes)]).mean(0).log()
+
+    def losses(self, labelled: Batch | None, views: list[View], weight: float) -> dict[str, Tensor]:
         """The loss of one forward pass over the labelled slices and all views, and its parts."""
         config = self.config.loss
-        images = [labelled.images, *(view.images for view in views)]
+        images = [view.images for view in views]
+        if labelled is not None:
+            images.insert(0, labelled.images)
+        counts = [len(x) for x in images]
+        parts: dict[str, Tensor] = {}
+        total = images[0].new_zeros(())
+        drop = dropped(views, 0 if labelled is None else counts[0])
         with self.autocast():
-            every = self.parallel(torch.cat(images) if views else images[0])
+            every = self.parallel(images[0] if len(images) == 1 else torch.cat(images), **drop)
             self.timer.mark("student")
-            logits, *others = every.split([len(x) for x in images])
-            supervised = losses.supervised_loss(logits, labelled.labels, config)
-            total = supervised.total
-            parts = {"supervised": total, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
-            for view, answer in zip(views, others, strict=True):
+            answers = list(every.split(counts))
+            if labelled is not None:
+                supervised = losses.supervised_loss(answers.pop(0), labelled.labels, config)
+                total = parts["supervised"] = supervised.total
+                parts |= {"supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
+            for view, answer in zip(views, answers, strict=True):
                 consistency = losses.unlabelled_loss(answer, view, config, self.class_weight)
-                total = total + weight * view.weight * consistency.total
-                for name, part in zip(CONSISTENCY, consistency, strict=True):
-                    parts[name] = parts.get(name, 0.0) + view.weight * part
+                total = total + weight * (view.weight * consistency["consistency"])
+                for name, part in consistency.items():
+                    parts[name] = parts.get(name, 0) + view.weight * part
         self.timer.mark("loss")
         return {**parts, "loss": total}
 
