@@ -281,7 +281,7 @@ def test_who_requires_a_gradient(wanted: str, score: str, device: str) -> None:
     ops = torch.ops.entmask  # these have outputs that the public functions keep
     assert required(*ops.score_patches(logits, [4], score, 0.5, None, torch.int64)) == [of_scores, False]
     assert required(*ops.patch_where(patches, None, image, 0.0, None, [4], torch.float32)) == [of_image, False]
-    losses = ops.consistency_loss(logits, labels, None, None, 1, None, 1, 1, 1e-5, 0)
+    losses = ops.consistency_loss(logits, labels, None, None, 1, 1, None, 1, 1, 1e-5, 0, "all")
     assert required(*losses) == [of_logits] * 4 + [False]
     with torch.no_grad():
         assert required(*entmask_ext.patch_mask(image, logits, 4)) == [False] * 4 + [None]
@@ -301,7 +301,7 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
     )
     weight, one = torch.rand(3, device=device), torch.ones((), device=device)
     ops = torch.ops.entmask
-    sums = ops.consistency_loss(logits, labels, patches, [4], 1.5, weight, 0.5, 0.5, 1e-5, 0)[4]
+    sums = ops.consistency_loss(logits, labels, patches, [4], 1.5, 1, weight, 0.5, 0.5, 1e-5, 0, "all")[4]
     pixels, scores = torch.randn(2, 8, 8, device=device), torch.randn(2, 2, 2, device=device)
     return {
         "entropy_map": ({"logits": logits}, lambda logits: entmask_ext.entropy_map(logits)),
@@ -335,7 +335,7 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
             {"total": one, "masked": one * 2, "visible": one * 3, "dice": one * 4, "logits": logits, "weight": weight,
              "sums": sums},
             lambda total, masked, visible, dice, logits, weight, sums: ops.consistency_loss_backward(
-                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 0.5, 0.5, 1e-5, 0
+                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0, "all"
             ),
         ),
     }  # fmt: skip

@@ -52,7 +52,8 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
     number, numbers = torch.tensor(0.4, device=device), torch.rand(shape.images, device=device)
     counts = torch.arange(shape.images, device=device)
     one = torch.ones((), dtype=result, device=device)
-    *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0)
+    loss = (1.5, 0.7, weight, 0.5, 0.5, 1e-5, 0.0, "each")
+    *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, *loss)
     return {
         ops.patch_mask.default: (
             image, logits, patch, 0.5, None, "mean", 0.75, None, None, None, 0, "highest", 0.1, "image", 0.5, None,
@@ -70,14 +71,13 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.box_mask.default: (torch.randint(9, (3, 2 * len(patch)), device=device), list(shape.sizes)),
         ops.entropy_map.default: (logits, True),
         ops.entropy_map_backward.default: (per_pixel, logits.detach(), False),
-        ops.consistency_loss.default: (logits, labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0),
+        ops.consistency_loss.default: (logits, labels, patches, patch, *loss),
         ops.consistency_loss_backward.default: (
-            one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.5, 0.5, 1e-5, 0.0,
+            one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.7, *loss[3:],
         ),
         ops.shuffle_patches.default: (whole, patch, order, True),
         ops.gather_patches.default: (whole, taken, patch),
         ops.gather_patches_backward.default: (whole, taken, patch),
-        ops.largest_components.default: (labels, shape.classes, 2),
         ops.largest_components.default: (labels, shape.classes, 2),
     }  # fmt: skip
 
