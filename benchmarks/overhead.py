@@ -59,7 +59,7 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         "patch_where pybind": lambda: _C.patch_where(patches, 0.0, image, patch, None),
         "patch_where function": lambda: entmask_ext.patch_where(patches, 0.0, image, patch),
         "patch_scores pybind": lambda: _C.patch_scores(logits, patch, "mean", 0.75),
-        "patch_scores torch.ops": lambda: ops.patch_scores(logits, [patch], "mean", 0.75, None),
+        "patch_scores torch.ops": lambda: ops.patch_scores(logits, [patch], "entropy", "mean", 0.75, None),
         "patch_scores function": lambda: entmask_ext.patch_scores(logits, patch),
         "entropy_map pybind": lambda: _C.entropy_map(logits, True),
         "entropy_map torch.ops": lambda: ops.entropy_map(logits, True),

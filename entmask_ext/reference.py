@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entmask_ext.types import ConsistencyLoss, PatchMask
+from entmask_ext.types import ConsistencyLoss, PatchMask, PseudoLabels
 
 __all__ = [
     "box_mask",
@@ -26,10 +26,12 @@ __all__ = [
     "patch_mask_from_scores",
     "patch_scores",
     "patch_where",
+    "pseudo_labels",
     "random_patch_mask",
     "select_patches",
     "shuffle_patches",
     "soft_consistency_loss",
+    "uncertainty_map",
 ]
 
 
@@ -39,6 +41,7 @@ def patch_mask(
     patch_size: int | Sequence[int] = 16,
     ratio: float | Tensor | None = None,
     *,
+    uncertainty: str = "entropy",
     score: str = "mean",
     threshold: float | Tensor = 0.75,
     min_score: float | Tensor | None = None,
@@ -49,11 +52,12 @@ def patch_mask(
     fill: float = 0.0,
     mask_dtype: torch.dtype | None = None,
     label_dtype: torch.dtype | None = None,
+    min_confidence: float | Tensor | None = None,
 ) -> PatchMask:
-    """:func:`patch_scores`, :func:`patch_mask_from_scores` and the argmax of the logits, one after the other."""
+    """:func:`patch_scores`, :func:`patch_mask_from_scores` and :func:`pseudo_labels`, one after the other."""
     masked = patch_mask_from_scores(
         image,
-        patch_scores(logits, patch_size, score=score, threshold=threshold),
+        patch_scores(logits, patch_size, uncertainty=uncertainty, score=score, threshold=threshold),
         patch_size,
         ratio,
         min_score=min_score,
@@ -64,7 +68,9 @@ def patch_mask(
         fill=fill,
         mask_dtype=mask_dtype,
     )
-    return masked._replace(labels=None if label_dtype is None else logits.argmax(1).to(label_dtype))
+    if label_dtype is None:
+        return masked
+    return masked._replace(labels=pseudo_labels(logits, min_confidence=min_confidence, label_dtype=label_dtype).labels)
 
 
 def patch_mask_from_scores(
@@ -158,25 +164,48 @@ def entropy_map(logits: Tensor, *, normalize: bool = True) -> Tensor:
     return _entropy(logits, normalize).to(_result_dtype(logits.dtype))
 
 
+def uncertainty_map(logits: Tensor, uncertainty: str = "entropy") -> Tensor:
+    """The entropy, (1 - p1) K / (K - 1), or 1 - (p1 - p2)."""
+    return _uncertainty(logits, uncertainty).to(_result_dtype(logits.dtype))
+
+
+def pseudo_labels(
+    logits: Tensor, *, min_confidence: float | Tensor | None = None, label_dtype: torch.dtype = torch.uint8
+) -> PseudoLabels:
+    """The argmax of the logits, and the ignored label where its probability is below min_confidence or NaN."""
+    if logits.numel() == 0:
+        empty = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=label_dtype)
+        return PseudoLabels(empty, logits.new_zeros(logits.shape[0], dtype=torch.float32))
+    labels = logits.argmax(1).to(label_dtype)
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    if min_confidence is not None:
+        dtype = _result_dtype(logits.dtype)
+        others, _ = _others(logits)
+        kept = (1 / (1 + others)).to(dtype) >= _scalar(min_confidence, dtype)
+        labels = labels.masked_fill(~kept, 255 if label_dtype == torch.uint8 else -100)
+    return PseudoLabels(labels, kept.flatten(1).double().mean(1).float())
+
+
 def patch_scores(
     logits: Tensor,
     patch_size: int | Sequence[int] = 16,
     *,
+    uncertainty: str = "entropy",
     score: str = "mean",
     threshold: float | Tensor = 0.75,
 ) -> Tensor:
-    """The mean normalized entropy of each patch's pixels, or the fraction of them with entropy >= threshold."""
+    """The mean uncertainty of each patch's pixels, or the fraction of them with uncertainty >= threshold."""
     dtype = _result_dtype(logits.dtype)
     patch = _per_axis(patch_size, logits.dim() - 2)
-    entropy = _entropy(logits, normalize=True)
+    values = _uncertainty(logits, uncertainty)
     if score == "count":
         # As everywhere in the ops, the comparison is one of numbers that were rounded to the scores' dtype.
-        entropy = entropy.detach().to(dtype)
+        values = values.detach().to(dtype)
         limits = [_scalar(limit, dtype) for limit in _per_row(threshold, logits.shape[0])]
         limit = torch.tensor(limits, dtype=dtype, device=logits.device).reshape(-1, *[1] * len(patch))
-        entropy = ((entropy >= limit) | entropy.isnan()).double()
+        values = ((values >= limit) | values.isnan()).double()
     pixels = _patch_sums(torch.ones(logits.shape[2:], dtype=torch.float64, device=logits.device)[None], patch)
-    return (_patch_sums(entropy, patch) / pixels).to(dtype)
+    return (_patch_sums(values, patch) / pixels).to(dtype)
 
 
 def consistency_loss(
@@ -360,10 +389,40 @@ def _entropy(logits: Tensor, normalize: bool) -> Tensor:
     others = shifted.exp().masked_fill(absent.scatter(1, largest, True), 0).sum(1, keepdim=True)
     log_p = shifted - others.log1p()
     entropy = -(log_p.exp() * log_p).masked_fill(absent, 0).sum(1)
-    if normalize:
-        entropy = entropy / math.log(logits.shape[1])
-        entropy = entropy + (entropy.clamp(0, 1) - entropy).detach()  # the gradient is that of the unclamped formula
-    return entropy
+    return _clamped(entropy / math.log(logits.shape[1])) if normalize else entropy
+
+
+def _uncertainty(logits: Tensor, uncertainty: str) -> Tensor:
+    """(N, K, *S) -> (N, *S) float64."""
+    if uncertainty == "entropy":
+        return _entropy(logits, normalize=True)
+    others, second = _others(logits)
+    classes = logits.shape[1]
+    if uncertainty == "least_confidence":
+        return _clamped(others / (1 + others) * classes / (classes - 1))
+    return _clamped((others + second) / (1 + others))
+
+
+def _others(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """With e = exp(x - max): its sum over all classes but the first maximum, and the first largest of these.
+
+    p1 = 1 / (1 + sum), p2 = largest / (1 + sum). NaN where a class is NaN or +inf, or all are -inf.
+    """
+    x = logits.double()
+    if x.numel() == 0:
+        return x.sum(1), x.sum(1)
+    largest = x.argmax(1, keepdim=True)
+    maximum = x.gather(1, largest)
+    left_out = x.isneginf().scatter(1, largest, True)
+    e = (torch.where(left_out, maximum, x) - maximum).exp().masked_fill(left_out, 0)
+    second = e.gather(1, x.scatter(1, largest, -math.inf).argmax(1, keepdim=True))
+    undefined = maximum - maximum
+    return (e.sum(1, keepdim=True) + undefined).squeeze(1), (second + undefined).squeeze(1)
+
+
+def _clamped(values: Tensor) -> Tensor:
+    """To [0, 1], with the gradient of what is not clamped."""
+    return values + (values.clamp(0, 1) - values).detach()
 
 
 def _patch_sums(x: Tensor, patch: Sequence[int]) -> Tensor:

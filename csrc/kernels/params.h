@@ -16,6 +16,16 @@ constexpr int64_t kMaxClasses = 2048;
 
 enum class Dtype : int32_t { float32, float64, float16, bfloat16, int64 };  // int64: of a Number only
 enum class LabelDtype : int32_t { none, uint8, int64 };
+// What is called a pixel's uncertainty, with p = softmax(logits) and p1 >= p2 its two largest, of the first maximum and
+// of the first maximum of the other classes:
+//   entropy            -sum_k p_k ln p_k / ln K
+//   least_confidence   (1 - p1) K / (K - 1)
+//   margin             1 - (p1 - p2)
+// each clamped to [0, 1]; NaN where a class is NaN or +inf, or all are -inf. A class at -inf adds 0.
+enum class Uncertainty : int32_t { entropy, least_confidence, margin };
+
+// What a pixel gets in place of a label that is not sure enough.
+constexpr int32_t kIgnoredUint8 = 255, kIgnoredInt64 = -100;
 
 // Sizes in pixels, patch sizes in pixels, patches per axis: [depth, height, width], count = ceil(size / patch).
 // A patch cut by the image's edge has fewer pixels. 2-D: size[0] = patch[0] = count[0] = 1.
@@ -39,23 +49,27 @@ struct Number {
   Dtype dtype;  // of data
 };
 
-// Softmax entropy pooled over patches, and the pseudo-label, in one pass over the logits.
-//   H = -sum_k p_k ln p_k / ln K clamped to [0, 1], p = softmax(logits)
-//   score = mean of H over the patch's pixels, or the fraction of them with H >= threshold (NaN counts)
+// Uncertainty pooled over patches, and the pseudo-label, in one pass over the logits.
+//   score = mean of the uncertainty over the patch's pixels, or the fraction of them with >= threshold (NaN counts)
+//   label = the first maximum, NaN wins; gated: the ignored label unless p1 = 1 / (1 + z) >= min_confidence, and for a
+//   pixel of NaN, z = sum of exp(x - max) over the classes other than the first maximum
 struct EntropyPoolParams {
   const void* logits;  // [N, K, D, H, W], strides below
   void* scores;        // [N, Gd, Gh, Gw] contiguous, float32 (float64 for float64 logits)
-  void* labels;  // [N, D, H, W] contiguous, label_dtype; nullptr when label_dtype is none. First maximum, NaN wins
+  void* labels;        // [N, D, H, W] contiguous, label_dtype; nullptr when label_dtype is none
   Strides logits_stride;
   Dtype dtype;
   LabelDtype label_dtype;
   int64_t batch, classes;
   Grid grid;
+  Uncertainty uncertainty;
   bool count;
-  Number threshold;  // a row is an image. Rounded to the dtype of scores before comparing; no H reaches a NaN
+  bool gated;
+  Number threshold;       // a row is an image. Rounded to the dtype of scores before comparing; none reaches a NaN
+  Number min_confidence;  // one for all, rounded likewise; nothing reaches a NaN
 };
 
-// Entropy of each pixel.
+// Uncertainty of each pixel.
 struct EntropyMapParams {
   const void* logits;  // [N, K, D, H, W]
   void* entropy;       // [N, D, H, W] contiguous, float32 (float64 for float64 logits)
@@ -63,12 +77,29 @@ struct EntropyMapParams {
   Dtype dtype;
   int64_t batch, classes;
   int64_t size[3];
-  bool normalize;  // divide by ln K and clamp to [0, 1]; else nats
+  Uncertainty uncertainty;
+  bool normalize;  // entropy: divide by ln K and clamp to [0, 1]; else nats
 };
 
-// Gradient of the entropy map, or of the mean scores, with respect to the logits:
-//   dH/dx_j = -p_j (ln p_j + H) [H in nats], times grad, over ln K if normalized; a class at -inf gets 0.
-// Pooled: a pixel's grad is grad[patch] / pixels of the patch.
+// The labels alone, as EntropyPoolParams says, and how many of them are kept.
+struct PseudoLabelsParams {
+  const void* logits;  // [N, K, D, H, W]
+  void* labels;        // [N, D, H, W] contiguous, label_dtype (never none)
+  float* accepted;     // [N]: each image's share of labels that are not the ignored one; 0 for an image without pixels
+  Strides logits_stride;
+  Dtype dtype;
+  LabelDtype label_dtype;
+  int64_t batch, classes;
+  int64_t size[3];
+  bool gated;
+  Number min_confidence;  // one for all, rounded to the compute dtype
+};
+
+// Gradient of the uncertainty map, or of the mean scores, with respect to the logits, of the formula before clamping:
+//   entropy            -p_j (ln p_j + H) [H in nats], over ln K if normalized
+//   least_confidence   K / (K - 1) p1 (p_j - [j = 1])
+//   margin             p1 (p_j - [j = 1]) - p2 (p_j - [j = 2]), [j = 1] the class of p1, [j = 2] that of p2
+// times grad; a class at -inf gets 0. Pooled: a pixel's grad is grad[patch] / pixels of the patch.
 struct EntropyBackwardParams {
   const void* logits;  // [N, K, D, H, W]
   const void*
@@ -80,8 +111,9 @@ struct EntropyBackwardParams {
   Dtype dtype;
   int64_t batch, classes;
   Grid grid;  // not pooled: patch = size, count = 1
+  Uncertainty uncertainty;
   bool pooled;
-  bool normalize;
+  bool normalize;  // of entropy
 };
 
 // Which patches of each row are selected. Scores rank by value, NaN above +inf, -0 equal to +0; ties go to the lower

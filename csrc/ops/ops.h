@@ -7,13 +7,21 @@
 namespace entmask::ops {
 
 // scores (N, *G), labels (N, *S); labels of shape (0,) where label_dtype is nullopt.
-std::tuple<Tensor, Tensor> score_patches(const Tensor& logits, at::IntArrayRef patch_size, string_view score,
-                                         double threshold, const OptionalTensor& threshold_tensor,
-                                         optional<at::ScalarType> label_dtype);
-Tensor score_patches_backward(const Tensor& grad, const Tensor& logits, at::IntArrayRef patch_size);
+std::tuple<Tensor, Tensor> score_patches(const Tensor& logits, at::IntArrayRef patch_size, string_view uncertainty,
+                                         string_view score, double threshold, const OptionalTensor& threshold_tensor,
+                                         optional<at::ScalarType> label_dtype, optional<double> min_confidence,
+                                         const OptionalTensor& min_confidence_tensor);
+Tensor score_patches_backward(const Tensor& grad, const Tensor& logits, at::IntArrayRef patch_size,
+                              string_view uncertainty);
 
 Tensor entropy_map(const Tensor& logits, bool normalize);
 Tensor entropy_map_backward(const Tensor& grad, const Tensor& logits, bool normalize);
+Tensor uncertainty_map(const Tensor& logits, string_view uncertainty);
+Tensor uncertainty_map_backward(const Tensor& grad, const Tensor& logits, string_view uncertainty);
+
+// labels (N, *S), accepted (N,).
+std::tuple<Tensor, Tensor> pseudo_labels(const Tensor& logits, optional<double> min_confidence,
+                                         const OptionalTensor& min_confidence_tensor, at::ScalarType label_dtype);
 
 using LossResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // total, ce_masked, ce_visible, dice, sums
 LossResult consistency_loss(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,

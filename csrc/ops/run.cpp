@@ -79,6 +79,11 @@ void run(const EntropyBackwardParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().entropy_backward, p, p.batch * p.classes * pixels(p.grid.size));
 }
 
+void run(const PseudoLabelsParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(p, cuda::pseudo_labels_workspace, cuda::pseudo_labels)
+  run_on_cpu(*cpu::kernels().pseudo_labels, p, p.batch * p.classes * pixels(p.size));
+}
+
 void run(const SelectParams& p, const c10::Device& device) {
   ENTMASK_ON_CUDA(p, cuda::select_workspace, cuda::select)
   run_on_cpu(*cpu::kernels().select, p, 4 * p.rows * p.length);

@@ -11,6 +11,7 @@ namespace entmask::ops {
 void run(const EntropyPoolParams& p, const c10::Device& device);
 void run(const EntropyMapParams& p, const c10::Device& device);
 void run(const EntropyBackwardParams& p, const c10::Device& device);
+void run(const PseudoLabelsParams& p, const c10::Device& device);
 void run(const SelectParams& p, const c10::Device& device);
 void run(const WhereParams& p, const c10::Device& device);
 void run(const BoxMaskParams& p, const c10::Device& device);

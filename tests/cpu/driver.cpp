@@ -91,6 +91,7 @@ const Operation operations[] = {
     OPERATION("entropy_pool", entropy_pool, EntropyPoolParams),
     OPERATION("entropy_map", entropy_map, EntropyMapParams),
     OPERATION("entropy_backward", entropy_backward, EntropyBackwardParams),
+    OPERATION("pseudo_labels", pseudo_labels, PseudoLabelsParams),
     OPERATION("select", select, SelectParams),
     OPERATION("where", where, WhereParams),
     OPERATION("box_mask", box_mask, BoxMaskParams),

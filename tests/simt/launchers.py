@@ -44,10 +44,12 @@ def entropy_pool(
     logits: Tensor,
     patch: Sequence[int],
     *,
+    uncertainty: str = "entropy",
     count: bool = False,
     threshold: Number = 0.75,
     labels: str = "none",
     labels_offset: int = 0,
+    min_confidence: Number | None = None,
     **options: Any,
 ) -> tuple[np.ndarray, np.ndarray | None, Counts]:
     n, k, *size = logits.storage.shape
@@ -63,8 +65,11 @@ def entropy_pool(
         "batch": n,
         "classes": k,
         "grid": grid(size, patch),
+        "uncertainty": ENUMS["Uncertainty"][uncertainty],
         "count": count,
+        "gated": min_confidence is not None,
         "threshold": _number(threshold, "threshold"),
+        "min_confidence": _number(0.5 if min_confidence is None else min_confidence, "min_confidence"),
     }
     counts = run("entropy_pool", "EntropyPoolParams", fields, **options)
     return written(scores), None if label_out is None else label_out.array, counts
@@ -101,7 +106,33 @@ def select(
     return patches.array.astype(bool), counts
 
 
-def entropy_map(logits: Tensor, *, normalize: bool = True, **options: Any) -> tuple[np.ndarray, Counts]:
+def pseudo_labels(
+    logits: Tensor, *, labels: str = "uint8", min_confidence: Number | None = None, **options: Any
+) -> tuple[np.ndarray, np.ndarray, Counts]:
+    """The labels [N, *S], the accepted share [N]."""
+    n, k, *size = logits.storage.shape
+    out = Output("labels", np.empty((n, *size), LABELS[labels]), 0 if logits.offset == 0 else 8)
+    accepted = Output("accepted", np.empty(n, np.float32))
+    fields = {
+        "logits": logits.input("logits"),
+        "labels": out,
+        "accepted": accepted,
+        "logits_stride": strides(logits.storage),
+        "dtype": ENUMS["Dtype"][logits.dtype],
+        "label_dtype": ENUMS["LabelDtype"][labels],
+        "batch": n,
+        "classes": k,
+        "size": three(size, 1),
+        "gated": min_confidence is not None,
+        "min_confidence": _number(0.5 if min_confidence is None else min_confidence, "min_confidence"),
+    }
+    counts = run("pseudo_labels", "PseudoLabelsParams", fields, **options)
+    return out.array, written(accepted), counts
+
+
+def entropy_map(
+    logits: Tensor, *, uncertainty: str = "entropy", normalize: bool = True, **options: Any
+) -> tuple[np.ndarray, Counts]:
     n, k, *size = logits.storage.shape
     entropy = Output("entropy", np.empty((n, *size), _compute(logits.dtype)), 0 if logits.offset == 0 else 4)
     fields = {
@@ -112,6 +143,7 @@ def entropy_map(logits: Tensor, *, normalize: bool = True, **options: Any) -> tu
         "batch": n,
         "classes": k,
         "size": three(size, 1),
+        "uncertainty": ENUMS["Uncertainty"][uncertainty],
         "normalize": normalize,
     }
     if logits.dtype == "float64" and entropy.offset:
@@ -121,7 +153,13 @@ def entropy_map(logits: Tensor, *, normalize: bool = True, **options: Any) -> tu
 
 
 def entropy_backward(
-    logits: Tensor, grad: np.ndarray, *, patch: Sequence[int] | None = None, normalize: bool = True, **options: Any
+    logits: Tensor,
+    grad: np.ndarray,
+    *,
+    patch: Sequence[int] | None = None,
+    uncertainty: str = "entropy",
+    normalize: bool = True,
+    **options: Any,
 ) -> tuple[np.ndarray, Counts]:
     """grad [N, *S], or with patch [N, *G]. Returns float64 values of grad_logits."""
     n, k, *size = logits.storage.shape
@@ -137,6 +175,7 @@ def entropy_backward(
         "batch": n,
         "classes": k,
         "grid": grid(size, patch or size),
+        "uncertainty": ENUMS["Uncertainty"][uncertainty],
         "pooled": patch is not None,
         "normalize": normalize,
     }

@@ -37,6 +37,8 @@ const simt::Operation simt::operations[] = {
     {"entropy_map", sizeof(EntropyMapParams), no_workspace, run_alone<EntropyMapParams, cuda::entropy_map>},
     {"entropy_backward", sizeof(EntropyBackwardParams), no_workspace,
      run_alone<EntropyBackwardParams, cuda::entropy_backward>},
+    {"pseudo_labels", sizeof(PseudoLabelsParams), workspace_of<PseudoLabelsParams, cuda::pseudo_labels_workspace>,
+     run_with_workspace<PseudoLabelsParams, cuda::pseudo_labels>},
     {"select", sizeof(SelectParams), workspace_of<SelectParams, cuda::select_workspace>,
      run_with_workspace<SelectParams, cuda::select>},
     {"where", sizeof(WhereParams), no_workspace, run_alone<WhereParams, cuda::where>},

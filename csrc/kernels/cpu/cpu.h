@@ -32,6 +32,7 @@ struct Kernels {
   const Stage<EntropyPoolParams>* entropy_pool;
   const Stage<EntropyMapParams>* entropy_map;
   const Stage<EntropyBackwardParams>* entropy_backward;
+  const Stage<PseudoLabelsParams>* pseudo_labels;
   const Stage<SelectParams>* select;
   const Stage<WhereParams>* where;
   const Stage<BoxMaskParams>* box_mask;

@@ -11,6 +11,7 @@ const Kernels table = {
     &entropy_pool,
     &entropy_map,
     &entropy_backward,
+    &pseudo_labels,
     &select,
     &where,
     &box_mask,

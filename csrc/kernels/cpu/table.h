@@ -9,6 +9,7 @@ namespace entmask::cpu::ENTMASK_ISA {
 extern const Stage<EntropyPoolParams> entropy_pool;
 extern const Stage<EntropyMapParams> entropy_map;
 extern const Stage<EntropyBackwardParams> entropy_backward;
+extern const Stage<PseudoLabelsParams> pseudo_labels;
 extern const Stage<SelectParams> select;
 extern const Stage<WhereParams> where;
 extern const Stage<BoxMaskParams> box_mask;

@@ -20,6 +20,9 @@ cudaError_t entropy_pool(const EntropyPoolParams& p, void* workspace, cudaStream
 cudaError_t entropy_map(const EntropyMapParams& p, cudaStream_t stream);
 cudaError_t entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream);
 
+size_t pseudo_labels_workspace(const PseudoLabelsParams& p);
+cudaError_t pseudo_labels(const PseudoLabelsParams& p, void* workspace, cudaStream_t stream);
+
 size_t select_workspace(const SelectParams& p);
 cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream);
 
