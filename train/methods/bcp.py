@@ -60,8 +60,8 @@ class TwoWayPaste(Strategy):
         into_labelled = paste(box, unlabelled[1], labelled[1])
         patches = box.expand(len(into_labelled.labels), -1, -1)
         return [
-            View(*into_unlabelled, patches, 1, mixed=patches, region_weights=(TRUE, PSEUDO)),
-            View(*into_labelled, patches, 1, mixed=patches, region_weights=(PSEUDO, TRUE)),
+            View(*into_unlabelled, patches, 1, mixed=patches, mixed_patch_size=1, region_weights=(TRUE, PSEUDO)),
+            View(*into_labelled, patches, 1, mixed=patches, mixed_patch_size=1, region_weights=(PSEUDO, TRUE)),
         ]
 
 

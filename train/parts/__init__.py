@@ -32,7 +32,8 @@ class View(NamedTuple):
     patch_size: int | None = None
     scores: Tensor | None = None  # (N, Gh, Gw) what the patches were ranked by
     permutation: Tensor | None = None  # (2 * Gh * Gw,) where each patch was taken from
-    mixed: Tensor | None = None  # (N, ...) bool, pixels or patches, True = a partner's
+    mixed: Tensor | None = None  # (N, *grid) bool, True = a partner's
+    mixed_patch_size: int | None = None
     target: Tensor | None = None  # (N, K, H, W) logits of these images, for soft losses
     channel_dropout: float = 0.0  # probability that the student's encoder loses a channel
     weight: float | Tensor = 1.0  # of this view's loss

@@ -75,9 +75,10 @@ class Composed(Strategy):
         if self.mixing.uses_labels:
             labelled = Batch(self.strong_view(labelled.images), labelled.labels)
         given = given._replace(images=self.strong_view(given.images), labelled=labelled)
-        given, mixed = self.mixing(given, self.masking.patch_size, t)
+        given, mixed, size = self.mixing(given, self.masking.patch_size, t)
         view = self.masking(given.images, given.logits, self.gate.min_confidence, t)
-        view = self.gate(view._replace(mixed=mixed, target=given.logits), given.logits, given.doubt, t)
+        view = view._replace(mixed=mixed, mixed_patch_size=size, target=given.logits)
+        view = self.gate(view, given.logits, given.doubt, t)
         if self.views_per_slice != "complementary":
             return [view]
         assert view.patches is not None and view.patch_size is not None

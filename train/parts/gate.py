@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 import entmask_ext
@@ -46,10 +45,7 @@ class Gate:
 
 def pseudo_labels(logits: Tensor, min_confidence: float | None = None) -> Tensor:
     """(N, H, W) uint8: the first most probable class of logits (N, K, H, W), IGNORED where it is less probable."""
-    labels = logits.argmax(1).to(torch.uint8)
-    if min_confidence is None:
-        return labels
-    return labels.masked_fill_(~(logits.float().softmax(1).amax(1) >= min_confidence), IGNORED)
+    return entmask_ext.pseudo_labels(logits, min_confidence=min_confidence).labels
 
 
 def believed_share(labels: Tensor) -> Tensor:

@@ -83,8 +83,9 @@ def by_rank(masking: Masking, images: Tensor, logits: Tensor, min_confidence: fl
         hint=masking.hint,
         scope=masking.scope,
         label_dtype=torch.uint8,
+        min_confidence=min_confidence,
     )
-    return seen(masked, masking.patch_size, logits, min_confidence)
+    return seen(masked, masking.patch_size)
 
 
 def count(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
@@ -99,8 +100,9 @@ def count(masking: Masking, images: Tensor, logits: Tensor, min_confidence: floa
         hint=masking.hint,
         scope=masking.scope,
         label_dtype=torch.uint8,
+        min_confidence=min_confidence,
     )
-    return seen(masked, masking.patch_size, logits, min_confidence)
+    return seen(masked, masking.patch_size)
 
 
 def pixel(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
@@ -113,8 +115,9 @@ def pixel(masking: Masking, images: Tensor, logits: Tensor, min_confidence: floa
         hint=masking.hint,
         scope=masking.scope,
         label_dtype=torch.uint8,
+        min_confidence=min_confidence,
     )
-    return seen(masked, 1, logits, min_confidence)
+    return seen(masked, 1)
 
 
 def shuffle(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
@@ -125,10 +128,9 @@ def shuffle(masking: Masking, images: Tensor, logits: Tensor, min_confidence: fl
     return View(shuffled, pseudo_labels(logits, min_confidence), patch_size=size, permutation=permutation)
 
 
-def seen(masked: PatchMask, patch_size: int, logits: Tensor, min_confidence: float | None) -> View:
-    labels = masked.labels if min_confidence is None else pseudo_labels(logits, min_confidence)
-    assert labels is not None
-    return View(masked.image, labels, masked.patches, patch_size, masked.scores)
+def seen(masked: PatchMask, patch_size: int) -> View:
+    assert masked.labels is not None
+    return View(masked.image, masked.labels, masked.patches, patch_size, masked.scores)
 
 
 MASKS: Mapping[str, Callable[[Masking, Tensor, Tensor, float | None, float], View]] = {

@@ -45,10 +45,10 @@ class Mixing:
     def uses_labels(self) -> bool:
         return self.mix != "none" and self.mix_with == "labelled"
 
-    def __call__(self, given: Given, patch_size: int, t: float) -> tuple[Given, Tensor | None]:
-        """Images and logits mixed; and where: bool, (N, H, W) of pixels or (N, Gh, Gw) of patches."""
+    def __call__(self, given: Given, patch_size: int, t: float) -> tuple[Given, Tensor | None, int | None]:
+        """Images and logits mixed; where, (N, *grid) bool, and the size of the patches, 1 for a box."""
         if self.mix == "none":
-            return given, None
+            return given, None, None
         where, size = self.where(given.doubt, patch_size, t)
         theirs = labelled_partners(given) if self.uses_labels else unlabelled_partners(given)
 
@@ -57,7 +57,7 @@ class Mixing:
 
         logits = mixed(theirs.logits, given.logits)
         doubt = logits if given.doubt is given.logits else mixed(theirs.doubt, given.doubt)
-        return given._replace(images=mixed(theirs.images, given.images), logits=logits, doubt=doubt), where
+        return given._replace(images=mixed(theirs.images, given.images), logits=logits, doubt=doubt), where, size
 
     def where(self, doubt: Tensor, patch_size: int, t: float) -> tuple[Tensor, int]:
         """(N, Gh, Gw) bool and the size of its patches."""

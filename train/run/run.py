@@ -18,6 +18,7 @@ from train.data.volumes import Volumes
 from train.evaluate.metrics import mean_of
 from train.evaluate.pictures import class_names, draw_panel, save_figure
 from train.files import remove_parts, there, write_atomically
+from train.parts import View
 from train.parts.gate import pseudo_labels
 from train.run import checkpoint
 from train.run.config import FitConfig, changed_settings
@@ -191,14 +192,13 @@ class Run:
                 logits = self.trainer.teacher.eval()(batch.images)
             self.trainer.teacher.train(was)
         view = step.views[0] if step.views else None
+        if view is None:
+            view = View(batch.images, pseudo_labels(logits))
         picture = draw_panel(
             f"{self.config.method}, step {done}",
             batch.images,
             entmask_ext.entropy_map(logits),
-            None if view is None else view.patches,
-            None if view is None else view.patch_size,
-            batch.images if view is None else view.images,
-            pseudo_labels(logits) if view is None else view.labels,
+            view,
             batch.labels,
             class_names(self.description.classes, self.config.data.classes),
         )
