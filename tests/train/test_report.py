@@ -290,6 +290,7 @@ def test_tables_for_papers(tmp_path: Path) -> None:
     assert "| 3 | 1 | **25.00** | **75.00** | **60.00** | **60.00** |" in markdown
     assert "| 7 | 1 | **25.00** | **75.00** | **90.00** | **90.00** |" in markdown
     assert "| 3 | 0 | 25.00 | 75.00 | 80.00 | 80.00 |" in markdown
+    assert "labelled=" not in markdown  # it has its column
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert body[0] == r"Method & Labelled & Seeds & right ventricle & A\&B & Mean & Mean of last four \\"
     assert r"mask\_weight=2.5" in latex and r"a\_b|50\%" in latex
