@@ -75,6 +75,10 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.consistency_loss_backward.default: (
             one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.7, *loss[3:],
         ),
+        ops.soft_consistency_loss.default: (logits, logits.detach().flip(1).double(), per_pixel > 0.4, "kl"),
+        ops.soft_consistency_loss_backward.default: (
+            one, logits.detach(), logits.detach().flip(1), per_pixel > 0.4, "mse", torch.tensor([1.0, 9.0], device=device).double(),
+        ),
         ops.shuffle_patches.default: (whole, patch, order, True),
         ops.gather_patches.default: (whole, taken, patch),
         ops.gather_patches_backward.default: (whole, taken, patch),

@@ -34,6 +34,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
     "entropy_map": (lambda x: entmask_ext.entropy_map(x, normalize=False), LOGITS),
     "patch_scores": (lambda x: entmask_ext.patch_scores(x, 4, score="count", threshold=0.5), LOGITS),
     "consistency_loss": (lambda x: entmask_ext.consistency_loss(x, LABELS, PATCHES, 4, smooth=1), LOGITS),
+    "soft_consistency_loss": (lambda x: entmask_ext.soft_consistency_loss(x, LOGITS.flip(0), LABELS > 0), LOGITS),
     "largest_components": (lambda x: entmask_ext.largest_components(x, 3), LABELS),
     "gather_patches": (lambda x: entmask_ext.gather_patches(x, SOURCE, 4), IMAGE),
     "shuffle_patches": (lambda x: entmask_ext.shuffle_patches(x, 4, ORDER), IMAGE),
