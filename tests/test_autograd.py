@@ -345,7 +345,8 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
             {"total": one, "masked": one * 2, "visible": one * 3, "dice": one * 4, "logits": logits, "weight": weight,
              "sums": sums},
             lambda total, masked, visible, dice, logits, weight, sums: ops.consistency_loss_backward(
-                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0, "all"
+                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0,
+                "all",
             ),
         ),
     }  # fmt: skip
@@ -439,7 +440,8 @@ def test_what_is_saved(device: str) -> None:
     patches = masked.patches
     order = torch.randperm(16, device=device)
     bare = logits.detach().flip(0)
-    known = (image, logits, labels, patches, order, bare)
+    where = labels > 1
+    known = (image, logits, labels, patches, order, bare, where)
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "entropy_map": (lambda: entmask_ext.entropy_map(logits), 0),
         "patch_scores": (lambda: entmask_ext.patch_scores(logits, 16), 0),
@@ -451,7 +453,7 @@ def test_what_is_saved(device: str) -> None:
             lambda: entmask_ext.consistency_loss(logits, labels, patches, 16, dice_region="each"),
             8 * (4 + 6 * 4),
         ),
-        "soft_consistency_loss": (lambda: entmask_ext.soft_consistency_loss(logits, bare, labels > 1), 8 * 2),
+        "soft_consistency_loss": (lambda: entmask_ext.soft_consistency_loss(logits, bare, where), 8 * 2),
         "shuffle_patches": (lambda: entmask_ext.shuffle_patches(image, 16, order), 0),
         "patch_where": (lambda: entmask_ext.patch_where(patches, image, 0, 16), 0),
     }

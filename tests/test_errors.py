@@ -279,7 +279,7 @@ CASES = [
     *(
         Case("consistency_loss", {name: bad}, ValueError, rf"{name} must be finite and >= 0, got {bad}")
         for name in ("mask_weight", "visible_weight")
-        for bad in (-1.0, float("nan"), float("inf"))
+        for bad in (-1.5, float("nan"), float("inf"))
     ),
     Case("consistency_loss", {"patches": PATCHES.to("meta")}, ValueError, r"patches.*(cpu.*meta|meta.*cpu)"),
     Case("consistency_loss", {"patch_size": None}, ValueError, r"patches.*patch_size|patch_size.*patches"),
@@ -343,7 +343,8 @@ NUMBERS: dict[str, dict[str, float | int]] = {
     "select_patches": {"ratio": 0.25, "min_score": 0.5, "hint": 0.125},
     "patch_where": {"inside": -2.5, "outside": 1},
     "consistency_loss": {
-        "mask_weight": 2, "visible_weight": 0.5, "ce_weight": 0.25, "dice_weight": 0.75, "smooth": 0.5, "denominator_offset": 3,
+        "mask_weight": 2, "visible_weight": 0.5, "ce_weight": 0.25, "dice_weight": 0.75, "smooth": 0.5,
+        "denominator_offset": 3,
     },
 }  # fmt: skip
 each_number = pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from . import data, launchers, reference
 from . import test_entropy as entropies
 from . import test_loss as losses
-from . import test_soft_loss as soft
 from . import test_shuffle as shuffles
+from . import test_soft_loss as soft
 from . import test_where as sides
 from .driver import FORWARD
 from .modes import LONG, MODES, each_mode
