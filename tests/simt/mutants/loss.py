@@ -34,8 +34,8 @@ MUTANTS = [
     Mutant(
         "loss: a label of 255 is taken",
         "loss.cuh",
-        "label[i] = row[i] < a.classes ? row[i] : -1;",
-        "label[i] = row[i];",
+        "label[i] = raw.narrow[i] < a.classes ? raw.narrow[i] : -1;",
+        "label[i] = raw.narrow[i];",
         LOSS,
     ),
     Mutant(
