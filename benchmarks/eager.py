@@ -142,6 +142,22 @@ Dice = Callable[[Tensor, Tensor], Tensor]
 DICES: dict[str, Dice] = {"one_hot": dice_one_hot, "compared": dice_compared, "gathered": dice_gathered}
 
 
+def region_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor]:
+    """The op's total with a Dice of each region. mask: (N, 1, *S) bool."""
+    classes, axes, smooth = logits.shape[1], [0, *range(2, logits.dim())], 1e-5
+    log_p = F.log_softmax(logits, 1)
+    p, loss, wide = log_p.exp(), F.nll_loss(log_p, labels, reduction="none").unsqueeze(1), _wide(logits)
+    target = labels.unsqueeze(1) == torch.arange(classes, device=p.device).view(-1, *[1] * (p.dim() - 2))
+    total = torch.zeros((), dtype=wide, device=p.device)
+    for weight, region in ((1.5, mask), (1.0, ~mask)):
+        cross_entropy = loss.masked_fill(~region, 0).sum(dtype=wide) / region.sum().clamp(min=1)
+        here, own = p.masked_fill(~region, 0), target & region
+        overlap, squares = p.masked_fill(~own, 0).sum(axes, dtype=wide), (here * here).sum(axes, dtype=wide)
+        dice = (1 - (2 * overlap + smooth) / (squares + own.sum(axes) + smooth)).mean()
+        total = total + weight * (0.5 * cross_entropy + 0.5 * dice)
+    return (total,)
+
+
 def consistency_loss(logits: Tensor, labels: Tensor, mask: Tensor | None, *, dice: Dice) -> tuple[Tensor]:
     """The op's total with its default weights. mask: (N, 1, *S), 1 = masked."""
     log_p = F.log_softmax(logits, 1)
@@ -156,6 +172,31 @@ def consistency_loss(logits: Tensor, labels: Tensor, mask: Tensor | None, *, dic
         outside = loss.sum(dtype=wide) - inside
         cross_entropy = 1.5 * inside / masked.clamp(min=1) + outside / (everything - masked).clamp(min=1)
     return (0.5 * cross_entropy + 0.5 * dice(log_p.exp(), labels),)
+
+
+def soft_mse(logits: Tensor, target: Tensor, where: Tensor) -> tuple[Tensor]:
+    distance = (F.softmax(logits, 1) - F.softmax(target, 1)).square().sum(1)
+    return (_mean_of(distance, where),)
+
+
+def soft_mse_loss(logits: Tensor, target: Tensor, where: Tensor) -> tuple[Tensor]:
+    distance = F.mse_loss(F.softmax(logits, 1), F.softmax(target, 1), reduction="none").sum(1)
+    return (_mean_of(distance, where),)
+
+
+def soft_kl(logits: Tensor, target: Tensor, where: Tensor) -> tuple[Tensor]:
+    log_q = F.log_softmax(target, 1)
+    return (_mean_of((log_q.exp() * (log_q - F.log_softmax(logits, 1))).sum(1), where),)
+
+
+def soft_kl_div(logits: Tensor, target: Tensor, where: Tensor) -> tuple[Tensor]:
+    distance = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(target, 1), reduction="none", log_target=True).sum(1)
+    return (_mean_of(distance, where),)
+
+
+def _mean_of(distance: Tensor, where: Tensor) -> Tensor:
+    wide = _wide(distance)
+    return distance.masked_fill(~where, 0).sum(dtype=wide) / where.sum(dtype=wide).clamp(min=1)
 
 
 def step(

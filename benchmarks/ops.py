@@ -163,6 +163,10 @@ def _eager_loss(logits: Tensor, labels: Tensor, patches: Tensor, *, dice: eager.
     return eager.consistency_loss(logits, labels, eager.spread(patches, PATCH), dice=dice)
 
 
+def _eager_region_loss(logits: Tensor, labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
+    return eager.region_loss(logits, labels, eager.spread(patches, PATCH))
+
+
 @cache
 def _monai_loss() -> Callable[[Tensor, Tensor], Tensor]:
     from monai.losses.dice import DiceCELoss  # optional, and slow to import
@@ -182,6 +186,19 @@ def _monai_loss() -> Callable[[Tensor, Tensor], Tensor]:
 
 def _monai(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return (_monai_loss()(logits, labels.unsqueeze(1)),)
+
+
+def _soft_op(name: str, kind: str, forms: dict[str, Function], compiled: Function) -> Op:
+    return Op(
+        name,
+        inputs=lambda w: (w.student, w.logits, w.where),
+        results=("total",),
+        traffic=lambda w: (2 * _logits(w) + w.size.pixels, 3 * _logits(w) + w.size.pixels),
+        ours=lambda logits, target, where: (entmask_ext.soft_consistency_loss(logits, target, where, kind=kind),),
+        eager=forms,
+        compiled=compiled,
+        leaves=(0,),
+    )
 
 
 def _each_entropy(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> dict[str, Function]:
@@ -287,6 +304,22 @@ OPS = {
             library={"monai.losses.DiceCELoss": _monai} if find_spec("monai") else {},
             leaves=(0,),
         ),
+        Op(
+            "region_loss",
+            inputs=lambda w: (w.student, w.labels, w.patches),
+            results=("total",),
+            traffic=lambda w: (_logits(w) + 8 * w.size.pixels, 2 * _logits(w) + 8 * w.size.pixels),
+            ours=lambda logits, labels, patches: (
+                entmask_ext.consistency_loss(logits, labels, patches, PATCH, dice_region="each").total,
+            ),
+            eager={"compared": _eager_region_loss},
+            compiled=_eager_region_loss,
+            leaves=(0,),
+        ),
+        _soft_op(
+            "soft_consistency_loss", "mse", {"square": eager.soft_mse, "mse_loss": eager.soft_mse_loss}, eager.soft_mse
+        ),
+        _soft_op("soft_kl", "kl", {"log_softmax": eager.soft_kl, "kl_div": eager.soft_kl_div}, eager.soft_kl),
         Op(
             "patch_mask_from_scores",
             inputs=lambda w: (w.image, w.scores),

@@ -19,6 +19,7 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
     image = torch.randn(1, 1, patch, patch, device=device)
     logits = torch.randn(1, 2, patch, patch, device=device)
     labels = logits.argmax(1)
+    teacher = torch.randn(1, 2, patch, patch, device=device)
     patches = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
     scores = torch.rand(1, 1, 1, device=device)
     order = torch.zeros(1, dtype=torch.int64, device=device)
@@ -71,6 +72,9 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
             logits, labels, patches, [patch], 1.5, 1.0, None, 0.5, 0.5, 1e-5, 0.0, "all"
         ),
         "consistency_loss function": lambda: entmask_ext.consistency_loss(logits, labels, patches, patch),
+        "soft_consistency_loss pybind": lambda: _C.soft_consistency_loss(logits, teacher, None, "mse"),
+        "soft_consistency_loss torch.ops": lambda: ops.soft_consistency_loss(logits, teacher, None, "mse"),
+        "soft_consistency_loss function": lambda: entmask_ext.soft_consistency_loss(logits, teacher),
         "shuffle_patches pybind": lambda: _C.shuffle_patches(image, patch, order, False),
         "shuffle_patches torch.ops": lambda: ops.shuffle_patches(image, [patch], order, False),
         "shuffle_patches function": lambda: entmask_ext.shuffle_patches(image, patch, order),

@@ -29,6 +29,9 @@ PASSES = (
     ("patch_mask", True),
     ("cross_entropy", True),
     ("dice_cross_entropy", True),
+    ("region_loss", True),
+    ("soft_consistency_loss", True),
+    ("soft_kl", True),
     ("patch_where", True),
     ("shuffle_patches", True),
 )

@@ -115,6 +115,12 @@ class Workload:
         return self.scores < RATIO
 
     @cached_property
+    def where(self) -> Tensor:
+        """Four pixels of five."""
+        shape = (self.size.images, *self.size.spatial)
+        return torch.rand(shape, generator=self._generator, device=self.device) < 0.8
+
+    @cached_property
     def permutation(self) -> Tensor:
         """Of the patches of pairs of images, or of each image where their number is odd."""
         group = 2 if self.size.images % 2 == 0 else 1

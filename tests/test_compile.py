@@ -51,7 +51,7 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
     taken = torch.randint(4 * 2 ** len(patch), (4, *[2] * len(patch)), device=device)
     number, numbers = torch.tensor(0.4, device=device), torch.rand(shape.images, device=device)
     counts = torch.arange(shape.images, device=device)
-    one = torch.ones((), dtype=result, device=device)
+    one, two = torch.ones((), dtype=result, device=device), torch.tensor([1.0, 9.0], device=device).double()
     loss = (1.5, 0.7, weight, 0.5, 0.5, 1e-5, 0.0, "each")
     *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, *loss)
     return {
@@ -79,6 +79,10 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.consistency_loss.default: (logits, labels, patches, patch, *loss),
         ops.consistency_loss_backward.default: (
             one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.7, *loss[3:],
+        ),
+        ops.soft_consistency_loss.default: (logits, logits.detach().flip(1).double(), per_pixel > 0.4, "kl"),
+        ops.soft_consistency_loss_backward.default: (
+            one, logits.detach(), logits.detach().flip(1), per_pixel > 0.4, "mse", two,
         ),
         ops.shuffle_patches.default: (whole, patch, order, True),
         ops.gather_patches.default: (whole, taken, patch),
