@@ -42,6 +42,46 @@ ENTROPIES: dict[str, Entropy] = {
 }
 
 
+def margin_topk(logits: Tensor) -> Tensor:
+    p = F.softmax(logits, 1).topk(2, 1).values
+    return 1 - (p[:, 0] - p[:, 1])
+
+
+def margin_masked(logits: Tensor) -> Tensor:
+    """The second largest is the largest without the first: two maxima in place of a sort."""
+    p = F.softmax(logits, 1)
+    first = p.max(1, keepdim=True)
+    second = p.scatter(1, first.indices, -1).amax(1)
+    return 1 - (first.values.squeeze(1) - second)
+
+
+def margin_reduced(logits: Tensor) -> Tensor:
+    """Of the logits, not of the probabilities: z and the second largest from one exponential."""
+    first = logits.max(1, keepdim=True)
+    e = (logits - first.values).exp().scatter(1, first.indices, 0)
+    z = e.sum(1)
+    return (z + e.amax(1)) / (1 + z)
+
+
+MARGINS: dict[str, Entropy] = {"topk": margin_topk, "masked": margin_masked, "reduced": margin_reduced}
+
+
+def pseudo_labels(logits: Tensor, min_confidence: float) -> tuple[Tensor, Tensor]:
+    confidence, labels = F.softmax(logits, 1).max(1)
+    return _gated(confidence >= min_confidence, labels)
+
+
+def pseudo_labels_reduced(logits: Tensor, min_confidence: float) -> tuple[Tensor, Tensor]:
+    """p1 = 1 / sum of exp(x - max): no softmax is written."""
+    top, labels = logits.max(1, keepdim=True)
+    confidence = 1 / (logits - top).exp().sum(1)
+    return _gated(confidence >= min_confidence, labels.squeeze(1))
+
+
+def _gated(kept: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return labels.masked_fill(~kept, 255).to(torch.uint8), kept.flatten(1).float().mean(1)
+
+
 def entropy_map(logits: Tensor, *, entropy: Entropy) -> tuple[Tensor]:
     return (entropy(logits),)
 

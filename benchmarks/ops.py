@@ -159,6 +159,9 @@ def _categorical_entropy(logits: Tensor) -> tuple[Tensor, ...]:
     return (distribution.entropy() / math.log(logits.shape[1]),)
 
 
+CONFIDENCE = 0.95
+
+
 def _eager_loss(logits: Tensor, labels: Tensor, patches: Tensor, *, dice: eager.Dice) -> tuple[Tensor, ...]:
     return eager.consistency_loss(logits, labels, eager.spread(patches, PATCH), dice=dice)
 
@@ -279,6 +282,32 @@ OPS = {
             compiled=partial(eager.entropy_map, entropy=eager.entropy_logsumexp),
             library={"torch.distributions.Categorical": _categorical_entropy},
             leaves=(0,),
+        ),
+        Op(
+            "uncertainty_map",
+            inputs=lambda w: (w.logits,),
+            results=("margin",),
+            traffic=lambda w: (
+                _logits(w) + max(4, w.itemsize) * w.size.pixels,
+                2 * _logits(w) + max(4, w.itemsize) * w.size.pixels,
+            ),
+            ours=lambda logits: (entmask_ext.uncertainty_map(logits, "margin"),),
+            eager={name: partial(eager.entropy_map, entropy=margin) for name, margin in eager.MARGINS.items()},
+            compiled=partial(eager.entropy_map, entropy=eager.margin_reduced),
+            leaves=(0,),
+        ),
+        Op(
+            "pseudo_labels",
+            inputs=lambda w: (w.logits,),
+            results=("labels", "accepted"),
+            decided=("labels",),
+            traffic=lambda w: (_logits(w) + w.size.pixels, 0),
+            ours=lambda logits: entmask_ext.pseudo_labels(logits, min_confidence=CONFIDENCE),
+            eager={
+                "softmax": partial(eager.pseudo_labels, min_confidence=CONFIDENCE),
+                "reduced": partial(eager.pseudo_labels_reduced, min_confidence=CONFIDENCE),
+            },
+            compiled=partial(eager.pseudo_labels_reduced, min_confidence=CONFIDENCE),
         ),
         Op(
             "cross_entropy",

@@ -166,6 +166,35 @@ def scores(image: Tensor, logits: Tensor) -> None:
     save(figure, "scores")
 
 
+def uncertainty(logits: Tensor) -> None:
+    kinds = ("entropy", "least_confidence", "margin")
+    figure, axes = grid_of(*(f'"{kind}"' for kind in kinds), *(f'patch_scores\n"{kind}"' for kind in kinds))
+    for i, kind in enumerate(kinds):
+        heat(axes[i], em.uncertainty_map(logits, kind))
+        heat(axes[3 + i], em.patch_scores(logits, PATCH, uncertainty=kind))
+        lines(axes[3 + i], offset=0)
+    save(figure, "uncertainty")
+
+
+def pseudo_labels(image: Tensor, logits: Tensor) -> None:
+    limit = 0.7
+    sure = em.pseudo_labels(logits, min_confidence=limit)
+    figure, axes = grid_of(
+        "image",
+        "p1, the probability\nof the label",
+        "labels",
+        f"min_confidence={limit}\norange: ignored (255)",
+        f"{sure.accepted.item():.0%} accepted:\nlabels that are kept",
+    )
+    ignored = sure.labels == 255
+    gray(axes[0], image)
+    heat(axes[1], logits.softmax(1).amax(1))
+    classes(axes[2], image, em.pseudo_labels(logits).labels[0])
+    tinted(axes[3], image, ignored)
+    classes(axes[4], image, sure.labels[0].masked_fill(ignored[0], 0))
+    save(figure, "pseudo_labels")
+
+
 def selection(image: Tensor, logits: Tensor) -> None:
     count = functools.partial(em.patch_mask, score="count", threshold=0.4)
     variants = {
@@ -346,6 +375,8 @@ def main() -> None:
     pictures: list[Callable[[], None]] = [
         lambda: patch_mask(images[1:], teacher[1:]),
         lambda: scores(images[1:], teacher[1:]),
+        lambda: uncertainty(teacher[1:]),
+        lambda: pseudo_labels(images[1:], teacher[1:]),
         lambda: selection(images[1:], teacher[1:]),
         lambda: scope(images, uneven),
         lambda: from_scores(images[1:]),

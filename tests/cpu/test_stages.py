@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simt import data, launchers, reference, test_box_mask, test_components
+from simt import data, launchers, reference, test_box_mask, test_components, test_pseudo_labels
 from simt.tensors import Tensor, bits, image, patch_counts, tensor
 
 from build_backend import extension
@@ -250,6 +250,35 @@ def check_pool(
 @DTYPES
 def test_pool(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_pool, dtypes, options)
+
+
+def check_top_two(shape: Shape, patch: Shape, dtype: str, layout: str, options: dict[str, Any]) -> None:
+    """Least confidence and margin, and the labels with and without a gate."""
+    x = tensor(data.logits(shape, seed=shape[-1]), dtype, layout)
+    compute = np.float64 if dtype == "float64" else np.float32
+    tolerance = 1e-13 if dtype == "float64" else 4e-7
+    for kind in ("least_confidence", "margin"):
+        values, _ = launchers.entropy_map(x, uncertainty=kind, **options)
+        np.testing.assert_allclose(values, reference.uncertainty(x.values, kind), rtol=0, atol=tolerance)
+        scores, labels, _ = launchers.entropy_pool(
+            x, patch, uncertainty=kind, labels="int64", min_confidence=0.0, **options
+        )
+        wanted = reference.patch_scores(x.values, patch, uncertainty_of=kind)
+        np.testing.assert_allclose(scores, wanted, rtol=0, atol=tolerance)
+        np.testing.assert_array_equal(labels, reference.gated_labels(x.values, 0.0, -100))
+        grad = data.rng(1).normal(size=(shape[0], *shape[2:])).astype(compute)
+        actual, _ = launchers.entropy_backward(x, grad, uncertainty=kind, **options)
+        assert_gradient(actual, reference.top_two_backward(x.values, grad.astype(np.float64), kind), dtype)
+    limit = test_pseudo_labels.limit_of(x)
+    for kind, given in (("uint8", limit), ("int64", None)):
+        if kind == "int64" or shape[1] <= 255:
+            test_pseudo_labels.check(x, kind, given, given, **options)
+
+
+@every_stage
+@DTYPES
+def test_top_two(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
+    each_case(check_top_two, dtypes, options)
 
 
 def check_map(shape: Shape, patch: Shape, dtype: str, layout: str, options: dict[str, Any]) -> None:

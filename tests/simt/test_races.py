@@ -44,6 +44,10 @@ def test_entropy(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, lay
     np.testing.assert_allclose(scores, reference.patch_scores(x.values, patch), rtol=0, atol=4e-7)
     launchers.entropy_map(x, **OPTIONS)
     launchers.entropy_backward(x, scores, patch=patch, **OPTIONS)
+    launchers.entropy_pool(x, patch, uncertainty="margin", labels="int64", min_confidence=0.6, **OPTIONS)
+    launchers.entropy_map(x, uncertainty="margin", **OPTIONS)
+    launchers.entropy_backward(x, scores, patch=patch, uncertainty="margin", **OPTIONS)
+    launchers.pseudo_labels(x, labels="int64", min_confidence=0.6, **OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ def test_traffic_of_the_other_ops(dtype: str) -> None:
     cases = [
         (launchers.entropy_map(x, **COUNT), logits + pixels, 1.34),
         (launchers.entropy_backward(x, grad, **COUNT), 2 * logits + pixels, 1.21),
+        (launchers.entropy_map(x, uncertainty="margin", **COUNT), logits + pixels, 1.34),
+        (launchers.entropy_backward(x, grad, uncertainty="margin", **COUNT), 2 * logits + pixels, 1.21),
         (launchers.entropy_backward(x, per_patch, patch=PATCH, **COUNT), 2 * logits + per_patch.nbytes, 1.0),
         (
             launchers.shuffle_patches(image, permutation, PATCH, **COUNT),
@@ -174,6 +176,20 @@ def test_traffic_of_the_other_ops(dtype: str) -> None:
         assert least <= moved(counts) <= 1.05 * least
         assert sectors_ratio(counts) <= (sectors if dtype == "bfloat16" else 1.0)
         assert atomics(counts) == 0
+
+
+@each_label
+@each_dtype
+def test_traffic_of_pseudo_labels(dtype: str, labels: str) -> None:
+    """The logits are read once; the blocks' counts are next to nothing."""
+    x = tensor(data.logits((2, 4, 256, 256), odd=False), dtype)
+    found, accepted, counts = launchers.pseudo_labels(x, labels=labels, min_confidence=0.6, **COUNT)
+    least = x.storage.nbytes + found.nbytes + accepted.nbytes
+    assert len(counts.launches) == 2
+    assert least <= moved(counts) <= 1.05 * least
+    assert sectors_ratio(counts) <= 1.1
+    assert conflicts(counts) == []
+    assert atomics(counts) == 0
 
 
 @each_label

@@ -19,6 +19,8 @@ class Mutant:
 
 
 ENTROPY = "test_entropy.py"
+UNCERTAINTY = "test_uncertainty.py"
+PSEUDO_LABELS = "test_pseudo_labels.py"
 SELECT = "test_select.py"
 WHERE = "test_where.py"
 SHUFFLE = "test_shuffle.py"
