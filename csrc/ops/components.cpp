@@ -16,7 +16,6 @@ Tensor largest_components_kernel(const Tensor& labels, int64_t num_classes, int6
   TORCH_CHECK_VALUE(num_classes >= 2 && num_classes <= 65536, "num_classes must be in [2, 65536], got ", num_classes);
   TORCH_CHECK_VALUE(connectivity >= 1 && connectivity < labels.dim(), "connectivity must be in [1, ", labels.dim() - 1,
                     "] for labels of shape ", labels.sizes(), ", got ", connectivity);
-  check_axes(labels, "labels");
   int64_t pixels = 1;
   for (int64_t axis = 1; axis < labels.dim(); ++axis) pixels *= labels.size(axis);
   TORCH_CHECK_VALUE(pixels < (int64_t(1) << 31), "labels must have fewer than 2^31 pixels per image, got shape ",
