@@ -1,4 +1,4 @@
-"""What each op launches on a card, found out from the launchers themselves: a dry run notes the launches and runs none."""
+"""What each op launches on a card, by the launchers themselves: a dry run notes the launches and runs none."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def row_of(name: str, kernel: resources.Kernel, code: sass.Code) -> Row:
     )
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(f"{width}x{count}" for width, count in sorted(value.items(), reverse=True))
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -106,7 +106,7 @@ def text_of(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([f.name for f in fields(Row)])
-    writer.writerows([_cell(value) for value in asdict(row).values()] for row in rows)
+    writer.writerows([cell(value) for value in asdict(row).values()] for row in rows)
     return out.getvalue()
 
 

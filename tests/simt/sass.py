@@ -17,30 +17,13 @@ from pathlib import Path
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)\s*([^;]*);")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
-# Execution units of a multiprocessor of compute capability 9.0 in lanes a clock (CUDA C++ Programming Guide, arithmetic
-# throughput); it issues four instructions a clock.
+# Which execution unit an instruction goes to on compute capability 9.0 (by the arithmetic throughput that the CUDA C++
+# Programming Guide states).
 _SPECIAL = ("MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "FLO", "POPC", "BREV")
 _MULTIPLY_ADD = ("FADD", "FMUL", "FFMA", "IMAD", "HADD2", "HMUL2", "HFMA2", "FSWZADD")
 _DOUBLE = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
-_MEMORY = (
-    "LDG",
-    "STG",
-    "LDS",
-    "STS",
-    "LDL",
-    "STL",
-    "LD",
-    "ST",
-    "ATOMG",
-    "ATOMS",
-    "ATOM",
-    "RED",
-    "SHFL",
-    "LDC",
-    "MATCH",
-)
+_MEMORY = ("LDG", "STG", "LDS", "STS", "LDL", "STL", "ATOMG", "ATOMS", "ATOM", "RED", "SHFL", "LDC", "MATCH")
 _CONTROL = ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "NOP", "WARPSYNC", "BAR", "BREAK", "YIELD", "DEPBAR", "BRX")
-RATES = {"special": 16, "multiply-add": 128, "double": 64, "memory": 32, "control": 128, "integer": 64}
 
 
 @dataclass(frozen=True)
