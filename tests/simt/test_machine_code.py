@@ -1,7 +1,11 @@
 """The built module's machine code for compute capability 9.0, against machine_code.csv and against what must be wide.
 
-The table says what is. A change may better it, not worsen it: `python -m tests.simt.machine_code --write` writes the
-table anew, and `python -m tests.simt.floors --write` the tables of docs/gpu.md that follow from it. Needs a module with CUDA kernels for 9.0 by the nvcc of the table, and cuobjdump (Triton's package has one).
+The table says what is. A change may better it, not worsen it. To write it anew, and the tables of docs/gpu.md after it:
+
+    python -m tests.simt.machine_code --write
+    python -m tests.simt.floors --write
+
+Needs a module with CUDA kernels for 9.0 by the nvcc of the table, and cuobjdump (Triton's package has one).
 """
 
 from __future__ import annotations
@@ -126,6 +130,7 @@ def test_a_looping_grid_is_resident_at_once() -> None:
     assert crowded(machine_code.load()) == []
 
 
+@pytest.mark.long
 def test_the_page_follows_from_the_table() -> None:
     page = floors.PAGE.read_text()
     assert floors.filled(page) == page, "python -m tests.simt.floors --write"
