@@ -60,16 +60,16 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         "patch_where pybind": lambda: _C.patch_where(patches, 0.0, image, patch, None),
         "patch_where function": lambda: entmask_ext.patch_where(patches, 0.0, image, patch),
         "patch_scores pybind": lambda: _C.patch_scores(logits, patch, "mean", 0.75),
-        "patch_scores torch.ops": lambda: ops.patch_scores(logits, [patch], "mean", 0.75, None),
+        "patch_scores torch.ops": lambda: ops.patch_scores(logits, [patch], "entropy", "mean", 0.75, None),
         "patch_scores function": lambda: entmask_ext.patch_scores(logits, patch),
         "entropy_map pybind": lambda: _C.entropy_map(logits, True),
         "entropy_map torch.ops": lambda: ops.entropy_map(logits, True),
         "entropy_map function": lambda: entmask_ext.entropy_map(logits),
         "consistency_loss pybind": lambda: _C.consistency_loss(
-            logits, labels, patches, patch, 1.5, None, 0.5, 0.5, 1e-5, 0.0
+            logits, labels, patches, patch, 1.5, 1.0, None, 0.5, 0.5, 1e-5, 0.0, "all"
         ),
         "consistency_loss torch.ops": lambda: ops.consistency_loss(
-            logits, labels, patches, [patch], 1.5, None, 0.5, 0.5, 1e-5, 0.0
+            logits, labels, patches, [patch], 1.5, 1.0, None, 0.5, 0.5, 1e-5, 0.0, "all"
         ),
         "consistency_loss function": lambda: entmask_ext.consistency_loss(logits, labels, patches, patch),
         "shuffle_patches pybind": lambda: _C.shuffle_patches(image, patch, order, False),

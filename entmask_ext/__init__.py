@@ -12,7 +12,7 @@ from entmask_ext import _build_check
 _build_check.check(torch.__version__)
 
 from entmask_ext.components import largest_components  # noqa: E402
-from entmask_ext.entropy import entropy_map, patch_scores  # noqa: E402
+from entmask_ext.entropy import entropy_map, patch_scores, pseudo_labels, uncertainty_map  # noqa: E402
 from entmask_ext.loss import consistency_loss  # noqa: E402
 from entmask_ext.masking import (  # noqa: E402
     box_mask,
@@ -23,13 +23,15 @@ from entmask_ext.masking import (  # noqa: E402
     select_patches,
 )
 from entmask_ext.shuffle import gather_patches, shuffle_patches  # noqa: E402
-from entmask_ext.types import ConsistencyLoss, PatchMask  # noqa: E402
+from entmask_ext.soft_loss import soft_consistency_loss  # noqa: E402
+from entmask_ext.types import ConsistencyLoss, PatchMask, PseudoLabels  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConsistencyLoss",
     "PatchMask",
+    "PseudoLabels",
     "box_mask",
     "consistency_loss",
     "entropy_map",
@@ -39,7 +41,10 @@ __all__ = [
     "patch_mask_from_scores",
     "patch_scores",
     "patch_where",
+    "pseudo_labels",
     "random_patch_mask",
     "select_patches",
     "shuffle_patches",
+    "soft_consistency_loss",
+    "uncertainty_map",
 ]

@@ -16,6 +16,7 @@ def patch_mask(
     patch_size: int | Sequence[int] = 16,
     ratio: float | Tensor | None = None,
     *,
+    uncertainty: str = "entropy",
     score: str = "mean",
     threshold: float | Tensor = 0.75,
     min_score: float | Tensor | None = None,
@@ -26,6 +27,7 @@ def patch_mask(
     fill: float = 0.0,
     mask_dtype: torch.dtype | None = None,
     label_dtype: torch.dtype | None = None,
+    min_confidence: float | Tensor | None = None,
 ) -> PatchMask:
     """Masks the patches of an image where a network is least sure, in one pass over its logits.
 
@@ -33,9 +35,9 @@ def patch_mask(
 
         H = -sum_k p_k ln p_k / ln K,    p = softmax(logits)
 
-    pooled over patches to scores, of which the highest are masked. A class at -inf adds 0; a pixel with NaN, +inf or
-    all classes at -inf has entropy NaN, and NaN ranks above every number. Ties go to the lower flat index, so that the
-    same scores give the same mask on every device.
+    or another :func:`entmask_ext.uncertainty_map`, pooled over patches to scores, of which the highest are masked. A
+    class at -inf adds 0; a pixel with NaN, +inf or all classes at -inf has uncertainty NaN, and NaN ranks above every
+    number. Ties go to the lower flat index, so that the same scores give the same mask on every device.
 
     Args:
         image: (N, Ci, H, W) or (N, Ci, D, H, W), float64, float32, float16 or bfloat16, any strides.
@@ -46,8 +48,9 @@ def patch_mask(
             edge averages over the pixels it has. 1 masks pixels.
         ratio: fraction in [0, 1] of a row's P patches: k = max(1, floor(ratio * P + 1e-6)) are masked, none with 0.
             0.75 where neither ratio nor min_score is given. An integer tensor is k itself, clamped to [0, P].
-        score: "mean": the mean entropy of the patch's pixels. "count": the fraction of them with entropy >= threshold
-            (a NaN entropy counts); has no gradient.
+        uncertainty: "entropy", "least_confidence" or "margin", as :func:`entmask_ext.uncertainty_map` defines them.
+        score: "mean": the mean uncertainty of the patch's pixels. "count": the fraction of them with uncertainty >=
+            threshold (NaN counts); has no gradient.
         threshold: for score="count".
         min_score: instead of ratio: every patch with score >= min_score (order="lowest": <=) is masked.
         min_patches: with min_score: at least so many patches of a row.
@@ -59,12 +62,15 @@ def patch_mask(
         mask_dtype: None for the image's dtype, or torch.bool.
         label_dtype: torch.uint8 (K <= 255) or torch.int64 asks for the pseudo-labels argmax_k logits (the first
             maximum; NaN wins), found in the same pass.
+        min_confidence: in [0, 1], a number or a 0-d tensor, with label_dtype: a pixel whose label has a softmax
+            probability below it, or whose uncertainty is NaN, gets the ignored label 255 (int64: -100), which the
+            losses here do not count. As :func:`entmask_ext.pseudo_labels`.
 
         ratio, threshold and min_score are numbers, or a tensor on the logits' device: 0-d (which may also be on the
         CPU), or with scope="image" N values, one per image. On the device the kernel reads it: a schedule costs no
         recompilation and no host sync. A number in a tensor on a GPU is not checked: a ratio is clamped to [0, 1]. A
-        NaN ratio or min_score there, or among N values, selects nothing in its image, and no entropy reaches a NaN
-        threshold; elsewhere NaN is an error.
+        NaN ratio or min_score there, or among N values, selects nothing in its image, and no pixel reaches a NaN
+        threshold or min_confidence; elsewhere NaN is an error.
 
     Returns:
         :class:`PatchMask` (image, mask, patches, scores, labels). Differentiable: image with respect to image, and for
@@ -82,13 +88,16 @@ def patch_mask(
         >>> mask.mean().item()
         0.5
     """
-    traced = torch.compiler.is_compiling() or has_torch_function_variadic(image, logits, ratio, threshold, min_score)
+    traced = torch.compiler.is_compiling() or has_torch_function_variadic(
+        image, logits, ratio, threshold, min_score, min_confidence
+    )
     op = _patch_mask if traced else _C.patch_mask
     out = op(
         image,
         logits,
         patch_size,
         ratio,
+        uncertainty,
         score,
         threshold,
         min_score,
@@ -99,6 +108,7 @@ def patch_mask(
         fill,
         mask_dtype,
         label_dtype,
+        min_confidence,
     )
     return PatchMask(out[0], out[1], out[2], out[3], None if label_dtype is None else out[4])
 

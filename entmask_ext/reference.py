@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entmask_ext.types import ConsistencyLoss, PatchMask
+from entmask_ext.types import ConsistencyLoss, PatchMask, PseudoLabels
 
 __all__ = [
     "box_mask",
@@ -26,9 +26,12 @@ __all__ = [
     "patch_mask_from_scores",
     "patch_scores",
     "patch_where",
+    "pseudo_labels",
     "random_patch_mask",
     "select_patches",
     "shuffle_patches",
+    "soft_consistency_loss",
+    "uncertainty_map",
 ]
 
 
@@ -38,6 +41,7 @@ def patch_mask(
     patch_size: int | Sequence[int] = 16,
     ratio: float | Tensor | None = None,
     *,
+    uncertainty: str = "entropy",
     score: str = "mean",
     threshold: float | Tensor = 0.75,
     min_score: float | Tensor | None = None,
@@ -48,11 +52,12 @@ def patch_mask(
     fill: float = 0.0,
     mask_dtype: torch.dtype | None = None,
     label_dtype: torch.dtype | None = None,
+    min_confidence: float | Tensor | None = None,
 ) -> PatchMask:
-    """:func:`patch_scores`, :func:`patch_mask_from_scores` and the argmax of the logits, one after the other."""
+    """:func:`patch_scores`, :func:`patch_mask_from_scores` and :func:`pseudo_labels`, one after the other."""
     masked = patch_mask_from_scores(
         image,
-        patch_scores(logits, patch_size, score=score, threshold=threshold),
+        patch_scores(logits, patch_size, uncertainty=uncertainty, score=score, threshold=threshold),
         patch_size,
         ratio,
         min_score=min_score,
@@ -63,7 +68,9 @@ def patch_mask(
         fill=fill,
         mask_dtype=mask_dtype,
     )
-    return masked._replace(labels=None if label_dtype is None else logits.argmax(1).to(label_dtype))
+    if label_dtype is None:
+        return masked
+    return masked._replace(labels=pseudo_labels(logits, min_confidence=min_confidence, label_dtype=label_dtype).labels)
 
 
 def patch_mask_from_scores(
@@ -157,25 +164,48 @@ def entropy_map(logits: Tensor, *, normalize: bool = True) -> Tensor:
     return _entropy(logits, normalize).to(_result_dtype(logits.dtype))
 
 
+def uncertainty_map(logits: Tensor, uncertainty: str = "entropy") -> Tensor:
+    """The entropy, (1 - p1) K / (K - 1), or 1 - (p1 - p2)."""
+    return _uncertainty(logits, uncertainty).to(_result_dtype(logits.dtype))
+
+
+def pseudo_labels(
+    logits: Tensor, *, min_confidence: float | Tensor | None = None, label_dtype: torch.dtype = torch.uint8
+) -> PseudoLabels:
+    """The argmax of the logits, and the ignored label where its probability is below min_confidence or NaN."""
+    if logits.numel() == 0:
+        empty = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=label_dtype)
+        return PseudoLabels(empty, logits.new_zeros(logits.shape[0], dtype=torch.float32))
+    labels = logits.argmax(1).to(label_dtype)
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    if min_confidence is not None:
+        dtype = _result_dtype(logits.dtype)
+        others, _ = _others(logits)
+        kept = (1 / (1 + others)).to(dtype) >= _scalar(min_confidence, dtype)
+        labels = labels.masked_fill(~kept, 255 if label_dtype == torch.uint8 else -100)
+    return PseudoLabels(labels, kept.flatten(1).double().mean(1).float())
+
+
 def patch_scores(
     logits: Tensor,
     patch_size: int | Sequence[int] = 16,
     *,
+    uncertainty: str = "entropy",
     score: str = "mean",
     threshold: float | Tensor = 0.75,
 ) -> Tensor:
-    """The mean normalized entropy of each patch's pixels, or the fraction of them with entropy >= threshold."""
+    """The mean uncertainty of each patch's pixels, or the fraction of them with uncertainty >= threshold."""
     dtype = _result_dtype(logits.dtype)
     patch = _per_axis(patch_size, logits.dim() - 2)
-    entropy = _entropy(logits, normalize=True)
+    values = _uncertainty(logits, uncertainty)
     if score == "count":
         # As everywhere in the ops, the comparison is one of numbers that were rounded to the scores' dtype.
-        entropy = entropy.detach().to(dtype)
+        values = values.detach().to(dtype)
         limits = [_scalar(limit, dtype) for limit in _per_row(threshold, logits.shape[0])]
         limit = torch.tensor(limits, dtype=dtype, device=logits.device).reshape(-1, *[1] * len(patch))
-        entropy = ((entropy >= limit) | entropy.isnan()).double()
+        values = ((values >= limit) | values.isnan()).double()
     pixels = _patch_sums(torch.ones(logits.shape[2:], dtype=torch.float64, device=logits.device)[None], patch)
-    return (_patch_sums(entropy, patch) / pixels).to(dtype)
+    return (_patch_sums(values, patch) / pixels).to(dtype)
 
 
 def consistency_loss(
@@ -185,13 +215,15 @@ def consistency_loss(
     patch_size: int | Sequence[int] | None = None,
     *,
     mask_weight: float = 1.5,
+    visible_weight: float = 1.0,
     class_weight: Tensor | None = None,
     ce_weight: float = 0.5,
     dice_weight: float = 0.5,
+    dice_region: str = "all",
     smooth: float = 1e-5,
     denominator_offset: float = 0.0,
 ) -> ConsistencyLoss:
-    """Weighted mean cross entropy of the masked and of the visible pixels, and the soft Dice of both together.
+    """Weighted mean cross entropy of the masked and of the visible pixels, and the soft Dice of both together or each.
 
     l = -ln softmax(logits)[label], w = class_weight[label]: ce = sum w l / (sum w + denominator_offset) over a region;
     dice = mean_k 1 - (2 sum p_k t_k + smooth) / (sum p_k^2 + sum t_k + smooth), t the one-hot label.
@@ -201,7 +233,7 @@ def consistency_loss(
         masked = torch.zeros_like(labels, dtype=torch.bool)
     else:
         assert patch_size is not None, "a grid of patches needs their patch_size"
-        masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:])
+        masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:]).expand(labels.shape)
 
     # From here on, one entry a pixel that counts: (M, K) logits, (M,) labels and region.
     labels = labels.long()
@@ -223,11 +255,36 @@ def consistency_loss(
 
     ce_masked, ce_visible = cross_entropy(masked), cross_entropy(~masked)
     p, t = log_p.exp(), F.one_hot(label, classes).double()
-    fraction = (2 * (p * t).sum(0) + smooth) / ((p * p).sum(0) + t.sum(0) + smooth)
-    dice = (1 - fraction).mean()
-    total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
+
+    def soft_dice(region: Tensor) -> Tensor:
+        p_here, t_here = p[region], t[region]
+        fraction = (2 * (p_here * t_here).sum(0) + smooth) / ((p_here**2).sum(0) + t_here.sum(0) + smooth)
+        return (1 - fraction).mean()
+
+    if dice_region == "all":
+        dice = soft_dice(torch.ones_like(masked))
+    else:
+        regions = [(mask_weight, masked), (visible_weight, ~masked)]
+        dice = sum((weight * soft_dice(region) for weight, region in regions if region.any()), ce_masked.new_zeros(()))
+    total = ce_weight * (mask_weight * ce_masked + visible_weight * ce_visible) + dice_weight * dice
     dtype = _result_dtype(logits.dtype)
     return ConsistencyLoss(total.to(dtype), ce_masked.to(dtype), ce_visible.to(dtype), dice.to(dtype))
+
+
+def soft_consistency_loss(
+    logits: Tensor, target_logits: Tensor, where: Tensor | None = None, *, kind: str = "mse"
+) -> Tensor:
+    """The mean over pixels of sum_k (p_k - q_k)^2 or of sum_k q_k (ln q_k - ln p_k), p and q the two softmaxes."""
+    if where is None:
+        where = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    # From here on, one row a pixel that counts.
+    x, y = (t.movedim(1, -1)[where].double() for t in (logits, target_logits))
+    log_p, log_q = F.log_softmax(x, -1), F.log_softmax(y, -1)
+    p, q = log_p.exp(), log_q.exp()
+    terms = (p - q) ** 2 if kind == "mse" else (q * (log_q - log_p)).masked_fill(q == 0, 0)
+    mean = terms.sum() / max(len(terms), 1)
+    both = torch.promote_types(_result_dtype(logits.dtype), _result_dtype(target_logits.dtype))
+    return mean.to(both)
 
 
 def shuffle_patches(
@@ -332,10 +389,40 @@ def _entropy(logits: Tensor, normalize: bool) -> Tensor:
     others = shifted.exp().masked_fill(absent.scatter(1, largest, True), 0).sum(1, keepdim=True)
     log_p = shifted - others.log1p()
     entropy = -(log_p.exp() * log_p).masked_fill(absent, 0).sum(1)
-    if normalize:
-        entropy = entropy / math.log(logits.shape[1])
-        entropy = entropy + (entropy.clamp(0, 1) - entropy).detach()  # the gradient is that of the unclamped formula
-    return entropy
+    return _clamped(entropy / math.log(logits.shape[1])) if normalize else entropy
+
+
+def _uncertainty(logits: Tensor, uncertainty: str) -> Tensor:
+    """(N, K, *S) -> (N, *S) float64."""
+    if uncertainty == "entropy":
+        return _entropy(logits, normalize=True)
+    others, second = _others(logits)
+    classes = logits.shape[1]
+    if uncertainty == "least_confidence":
+        return _clamped(others / (1 + others) * classes / (classes - 1))
+    return _clamped((others + second) / (1 + others))
+
+
+def _others(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """With e = exp(x - max): its sum over all classes but the first maximum, and the first largest of these.
+
+    p1 = 1 / (1 + sum), p2 = largest / (1 + sum). NaN where a class is NaN or +inf, or all are -inf.
+    """
+    x = logits.double()
+    if x.numel() == 0:
+        return x.sum(1), x.sum(1)
+    largest = x.argmax(1, keepdim=True)
+    maximum = x.gather(1, largest)
+    left_out = x.isneginf().scatter(1, largest, True)
+    e = (torch.where(left_out, maximum, x) - maximum).exp().masked_fill(left_out, 0)
+    second = e.gather(1, x.scatter(1, largest, -math.inf).argmax(1, keepdim=True))
+    undefined = maximum - maximum
+    return (e.sum(1, keepdim=True) + undefined).squeeze(1), (second + undefined).squeeze(1)
+
+
+def _clamped(values: Tensor) -> Tensor:
+    """To [0, 1], with the gradient of what is not clamped."""
+    return values + (values.clamp(0, 1) - values).detach()
 
 
 def _patch_sums(x: Tensor, patch: Sequence[int]) -> Tensor:

@@ -22,7 +22,17 @@ class PatchMask(NamedTuple):
     scores: Tensor
     """(N, *G) float32 (float64 for float64 logits): what the patches were ranked by."""
     labels: Tensor | None
-    """(N, *S) pseudo-labels, uint8 or int64 as ``label_dtype`` asked; None where it did not."""
+    """(N, *S) pseudo-labels, uint8 or int64 as ``label_dtype`` asked; None where it did not. With ``min_confidence``
+    255 or -100 where the network is not sure enough."""
+
+
+class PseudoLabels(NamedTuple):
+    """Result of :func:`entmask_ext.pseudo_labels`."""
+
+    labels: Tensor
+    """(N, *S) uint8 or int64, argmax_k logits; 255 (uint8) or -100 (int64) where the network is not sure enough."""
+    accepted: Tensor
+    """(N,) float32: each image's share of labels that are kept, in [0, 1]; 0 for an image without pixels."""
 
 
 class ConsistencyLoss(NamedTuple):
@@ -38,8 +48,8 @@ class ConsistencyLoss(NamedTuple):
     """Soft Dice loss over the batch, averaged over classes."""
 
 
-for _result in (PatchMask, ConsistencyLoss):
+for _result in (PatchMask, PseudoLabels, ConsistencyLoss):
     # torch.export.save writes what an exported program returns by this name.
     _pytree._register_namedtuple(_result, serialized_type_name=f"entmask_ext.{_result.__name__}")
 # torch.load(weights_only=True), its default, reads them back.
-torch.serialization.add_safe_globals([PatchMask, ConsistencyLoss])
+torch.serialization.add_safe_globals([PatchMask, PseudoLabels, ConsistencyLoss])

@@ -58,6 +58,9 @@ def test_gradcheck_of_entropy(layout: str, shape: Shape, device: str) -> None:
     check(lambda x: entmask_ext.entropy_map(with_absent_classes(x, present)), logits)
     check(lambda x: entmask_ext.patch_scores(x, shape.patch), logits)
     check(lambda x: entmask_ext.patch_scores(with_absent_classes(x, present), shape.patch), logits)
+    for kind in ("least_confidence", "margin"):
+        check(lambda x, kind=kind: entmask_ext.uncertainty_map(with_absent_classes(x, present), kind), logits)
+        check(lambda x, kind=kind: entmask_ext.patch_scores(x, shape.patch, uncertainty=kind), logits)
 
 
 @devices
@@ -279,9 +282,9 @@ def test_who_requires_a_gradient(wanted: str, score: str, device: str) -> None:
 
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8, device=device)
     ops = torch.ops.entmask  # these have outputs that the public functions keep
-    assert required(*ops.score_patches(logits, [4], score, 0.5, None, torch.int64)) == [of_scores, False]
+    assert required(*ops.score_patches(logits, [4], "entropy", score, 0.5, None, torch.int64, None, None)) == [of_scores, False]
     assert required(*ops.patch_where(patches, None, image, 0.0, None, [4], torch.float32)) == [of_image, False]
-    losses = ops.consistency_loss(logits, labels, None, None, 1, None, 1, 1, 1e-5, 0)
+    losses = ops.consistency_loss(logits, labels, None, None, 1, 1, None, 1, 1, 1e-5, 0, "all")
     assert required(*losses) == [of_logits] * 4 + [False]
     with torch.no_grad():
         assert required(*entmask_ext.patch_mask(image, logits, 4)) == [False] * 4 + [None]
@@ -301,10 +304,11 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
     )
     weight, one = torch.rand(3, device=device), torch.ones((), device=device)
     ops = torch.ops.entmask
-    sums = ops.consistency_loss(logits, labels, patches, [4], 1.5, weight, 0.5, 0.5, 1e-5, 0)[4]
+    sums = ops.consistency_loss(logits, labels, patches, [4], 1.5, 1, weight, 0.5, 0.5, 1e-5, 0, "all")[4]
     pixels, scores = torch.randn(2, 8, 8, device=device), torch.randn(2, 2, 2, device=device)
     return {
         "entropy_map": ({"logits": logits}, lambda logits: entmask_ext.entropy_map(logits)),
+        "uncertainty_map": ({"logits": logits}, lambda logits: entmask_ext.uncertainty_map(logits, "margin")),
         "patch_scores": ({"logits": logits}, lambda logits: entmask_ext.patch_scores(logits, 4)),
         "patch_mask": (
             {"image": image, "logits": logits},
@@ -328,14 +332,19 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
         "entropy_map_backward": (
             {"grad": pixels, "logits": logits}, lambda grad, logits: ops.entropy_map_backward(grad, logits, True),
         ),
+        "uncertainty_map_backward": (
+            {"grad": pixels, "logits": logits},
+            lambda grad, logits: ops.uncertainty_map_backward(grad, logits, "margin"),
+        ),
         "score_patches_backward": (
-            {"grad": scores, "logits": logits}, lambda grad, logits: ops.score_patches_backward(grad, logits, [4]),
+            {"grad": scores, "logits": logits},
+            lambda grad, logits: ops.score_patches_backward(grad, logits, [4], "margin"),
         ),
         "consistency_loss_backward": (
             {"total": one, "masked": one * 2, "visible": one * 3, "dice": one * 4, "logits": logits, "weight": weight,
              "sums": sums},
             lambda total, masked, visible, dice, logits, weight, sums: ops.consistency_loss_backward(
-                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 0.5, 0.5, 1e-5, 0
+                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0, "all"
             ),
         ),
     }  # fmt: skip
@@ -343,8 +352,8 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
 
 OPS = [
     "entropy_map", "patch_scores", "patch_mask", "patch_mask_from_scores", "random_patch_mask", "patch_where",
-    "shuffle_patches", "consistency_loss", "entropy_map_backward", "score_patches_backward",
-    "consistency_loss_backward",
+    "shuffle_patches", "consistency_loss", "entropy_map_backward", "uncertainty_map", "uncertainty_map_backward",
+    "score_patches_backward", "consistency_loss_backward",
 ]  # fmt: skip
 
 
@@ -431,6 +440,8 @@ def test_what_is_saved(device: str) -> None:
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "entropy_map": (lambda: entmask_ext.entropy_map(logits), 0),
         "patch_scores": (lambda: entmask_ext.patch_scores(logits, 16), 0),
+        "uncertainty_map": (lambda: entmask_ext.uncertainty_map(logits, "margin"), 0),
+        "pseudo_labels": (lambda: entmask_ext.pseudo_labels(logits, min_confidence=0.5), 0),
         # the grid of patches that it made, 32 bytes
         "patch_mask": (lambda: entmask_ext.patch_mask(image, logits, 16, 0.5), 2 * 16),
         # four sums of the regions and three a class, in double

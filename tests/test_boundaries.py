@@ -90,6 +90,37 @@ def check_entropy(
         assert_same_bits(counted, (passing / pixels).to(counted.dtype))
 
 
+def check_top_two(
+    shape: Shape, dtype: torch.dtype, device: str, layouts: Sequence[str] = THREE, *, pooled: bool = True
+) -> None:
+    """Least confidence or margin, in one of the layouts: a case each, their rows are read as those of the entropy."""
+    number = sum(shape.sizes) + shape.classes
+    kind, layout = ("least_confidence", "margin")[number % 2], layouts[number // 2 % len(layouts)]
+    plain = make_logits(shape, dtype, device)
+    exact = plain.double().requires_grad_()
+    logits = LAYOUTS[layout](plain).requires_grad_()
+    got, want = entmask_ext.uncertainty_map(logits, kind), reference.uncertainty_map(exact, kind)
+    incoming = torch.randn_like(want)
+    assert_scores_close(got, want.detach())
+    assert_gradients_close(gradient(got, logits, incoming), gradient(want, exact, incoming))
+    if pooled:
+        scores = entmask_ext.patch_scores(logits, shape.patch, uncertainty=kind)
+        want = reference.patch_scores(exact, shape.patch, uncertainty=kind)
+        incoming = torch.randn_like(want)
+        assert_scores_close(scores, want.detach())
+        assert_gradients_close(gradient(scores, logits, incoming), gradient(want, exact, incoming))
+    labelled = entmask_ext.pseudo_labels(logits, min_confidence=0.5, label_dtype=torch.int64)
+    want = reference.pseudo_labels(plain, min_confidence=0.5, label_dtype=torch.int64).labels
+    confidence = plain.double().softmax(1).amax(1)
+    assert torch.equal(labelled.labels[(confidence - 0.5).abs() > 4e-7], want[(confidence - 0.5).abs() > 4e-7])
+    kept = (labelled.labels != -100).flatten(1)
+    assert_same_bits(labelled.accepted, (kept.sum(1).double() / kept.shape[1]).float())
+    image = plain[:, :1].float()
+    masked = entmask_ext.patch_mask(image, logits, shape.patch, label_dtype=torch.int64, min_confidence=0.5)
+    assert_same_bits(masked.labels, labelled.labels)
+    assert_same_bits(entmask_ext.pseudo_labels(logits, label_dtype=torch.int64).labels, plain.argmax(1))
+
+
 def check_masking(shape: Shape, dtype: torch.dtype, device: str, layouts: Sequence[str] = THREE) -> None:
     plain = make_image(shape, dtype, device)
     logits = make_logits(shape, dtype, device)
@@ -146,7 +177,7 @@ def check_shuffle(shape: Shape, dtype: torch.dtype, device: str, layouts: Sequen
 
 
 def check(shape: Shape, dtype: torch.dtype, device: str, layouts: Sequence[str] = THREE) -> None:
-    for part in (check_entropy, check_masking, check_loss, check_shuffle):
+    for part in (check_entropy, check_top_two, check_masking, check_loss, check_shuffle):
         part(shape, dtype, device, layouts)
 
 
@@ -203,7 +234,7 @@ ITEM = [
 def test_item(sizes: tuple[int, ...], patch: tuple[int, ...], device: str) -> None:
     """A layout each: how a strip is split does not depend on it."""
     layout = THREE[sum(sizes) % 3]
-    for part in (check_entropy, check_masking, check_loss):
+    for part in (check_entropy, check_top_two, check_masking, check_loss):
         part(Shape(1, 1, 2, sizes, patch), torch.float32, device, [layout])
 
 
@@ -213,6 +244,7 @@ def test_item(sizes: tuple[int, ...], patch: tuple[int, ...], device: str) -> No
 )
 def test_map(sizes: tuple[int, ...], device: str) -> None:
     check_entropy(Shape(1, 1, 2, sizes, sizes), torch.float32, device, pooled=False)
+    check_top_two(Shape(1, 1, 2, sizes, sizes), torch.float32, device, pooled=False)
 
 
 @devices
@@ -271,6 +303,7 @@ PIECES = [
 def test_staged_pieces(classes: int, width: int, device: str) -> None:
     shape = row(width, 10, classes)
     check_entropy(shape, torch.float32, device, THREE[1:])
+    check_top_two(shape, torch.float32, device, THREE[1:])
     check_loss(shape, torch.float32, device, THREE[1:])
 
 
@@ -282,6 +315,7 @@ def test_classes(classes: int, device: str) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         shape = Shape(1, 1, classes, (3, 19), (2, 7))
         check_entropy(shape, dtype, device)
+        check_top_two(shape, dtype, device)
         check_masking(shape, dtype, device)
         check_loss(shape, dtype, device)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import entmask_ext
-from entmask_ext import ConsistencyLoss, PatchMask, reference
+from entmask_ext import ConsistencyLoss, PatchMask, PseudoLabels, reference
 
 FLAT, VOLUME = Shape(2, 2, 4, (9, 14), (4, 5)), Shape(2, 1, 3, (3, 6, 5), (2, 3, 2))
 ops = torch.ops.entmask
@@ -53,32 +53,37 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
     number, numbers = torch.tensor(0.4, device=device), torch.rand(shape.images, device=device)
     counts = torch.arange(shape.images, device=device)
     one = torch.ones((), dtype=result, device=device)
-    *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0)
+    loss = (1.5, 0.7, weight, 0.5, 0.5, 1e-5, 0.0, "each")
+    *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, *loss)
     return {
         ops.patch_mask.default: (
-            image, logits, patch, 0.5, None, "mean", 0.75, None, None, None, 0, "highest", 0.1, "image", 0.5, None,
-            torch.uint8,
+            image, logits, patch, 0.5, None, "margin", "mean", 0.75, None, None, None, 0, "highest", 0.1, "image", 0.5,
+            None, torch.uint8, 0.6, None,
         ),
         ops.patch_mask_from_scores.default: (
             image, scores, patch, None, None, None, number, 2, "lowest", 0.0, "batch", 0.0, torch.bool,
         ),
         ops.random_patch_mask.default: (image, patch, None, counts, True, -1.0, None, None),
-        ops.patch_scores.default: (logits, patch, "mean", 0.75, None),
-        ops.score_patches.default: (logits, patch, "mean", 0.0, numbers, torch.int64),
-        ops.score_patches_backward.default: (scores, logits.detach(), patch),
+        ops.patch_scores.default: (logits, patch, "entropy", "mean", 0.75, None),
+        ops.score_patches.default: (
+            logits, patch, "least_confidence", "mean", 0.0, numbers, torch.int64, None, number,
+        ),
+        ops.score_patches_backward.default: (scores, logits.detach(), patch, "least_confidence"),
+        ops.pseudo_labels.default: (logits, None, number, torch.uint8),
+        ops.uncertainty_map.default: (logits, "margin"),
+        ops.uncertainty_map_backward.default: (per_pixel, logits.detach(), "margin"),
         ops.select_patches.default: (scores, None, numbers, None, None, 0, "highest", 0.1, "image"),
         ops.patch_where.default: (patches, None, image, None, 2 * image, patch, torch.bool),
         ops.box_mask.default: (torch.randint(9, (3, 2 * len(patch)), device=device), list(shape.sizes)),
         ops.entropy_map.default: (logits, True),
         ops.entropy_map_backward.default: (per_pixel, logits.detach(), False),
-        ops.consistency_loss.default: (logits, labels, patches, patch, 1.5, weight, 0.5, 0.5, 1e-5, 0.0),
+        ops.consistency_loss.default: (logits, labels, patches, patch, *loss),
         ops.consistency_loss_backward.default: (
-            one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.5, 0.5, 1e-5, 0.0,
+            one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.7, *loss[3:],
         ),
         ops.shuffle_patches.default: (whole, patch, order, True),
         ops.gather_patches.default: (whole, taken, patch),
         ops.gather_patches_backward.default: (whole, taken, patch),
-        ops.largest_components.default: (labels, shape.classes, 2),
         ops.largest_components.default: (labels, shape.classes, 2),
     }  # fmt: skip
 
@@ -145,7 +150,10 @@ def test_public_functions_on_meta(sizes: tuple[int, ...]) -> None:
     losses = entmask_ext.consistency_loss(logits, masked.labels, masked.patches, (4, 5))
     assert isinstance(losses, ConsistencyLoss)
     assert all(value.shape == () and value.is_meta for value in losses)
-    assert entmask_ext.entropy_map(logits).shape == sizes
+    assert entmask_ext.entropy_map(logits).shape == entmask_ext.uncertainty_map(logits, "margin").shape == sizes
+    gated = entmask_ext.pseudo_labels(logits, min_confidence=0.9)
+    assert isinstance(gated, PseudoLabels)
+    assert [(tuple(x.shape), x.dtype) for x in gated] == [(sizes, torch.uint8), ((images,), torch.float32)]
     assert entmask_ext.random_patch_mask(image, 4).mask.shape == masked.mask.shape
 
 
@@ -155,7 +163,7 @@ def step(image: Tensor, teacher: Tensor, student: Tensor, ratio: Tensor | float)
     assert masked.labels is not None
     losses = entmask_ext.consistency_loss(student * (1 + masked.image.mean()), masked.labels, masked.patches, 4)
     scores = entmask_ext.patch_scores(student, 4, score="mean")
-    entropy = entmask_ext.entropy_map(student)
+    entropy = entmask_ext.entropy_map(student) + entmask_ext.uncertainty_map(student, "margin")
     again = entmask_ext.patch_mask_from_scores(image, scores.detach(), 4, min_score=0.5, min_patches=2)
     total = losses.total + scores.sum() + entropy.mean()
     return total, masked.image, masked.mask, masked.patches, masked.scores, masked.labels, again.image
@@ -209,7 +217,8 @@ def test_all_functions_compile(device: str) -> None:
             entmask_ext.shuffle_patches(x, 2, order),
             entmask_ext.shuffle_patches(x, 2, order, inverse=True),
             entmask_ext.entropy_map(x, normalize=False),
-            entmask_ext.patch_scores(x, (4, 2, 2), score="count", threshold=number),
+            entmask_ext.patch_scores(x, (4, 2, 2), uncertainty="margin", score="count", threshold=number),
+            *entmask_ext.pseudo_labels(x, min_confidence=number),
             *entmask_ext.consistency_loss(x, torch.zeros(4, 4, 6, 8, dtype=torch.int64, device=device)),
         )
 
@@ -276,6 +285,7 @@ def scheduled(s: float, image: Tensor, logits: Tensor, labels: Tensor, patches: 
         *given[:4],
         *losses,
         entmask_ext.patch_scores(logits, 4, score="count", threshold=0.5 * s),
+        *entmask_ext.pseudo_labels(logits, min_confidence=0.9 * s),
         entmask_ext.select_patches(masked.scores, 0.7 * s, hint=0.2 * s),
         entmask_ext.select_patches(masked.scores, min_score=s),
         entmask_ext.patch_where(patches, 2 * s, image, 4),
@@ -337,6 +347,7 @@ NUMPY_NUMBERS: list[tuple[str, Callable[[Any], Any], list[Any]]] = [
     ("threshold", lambda v: entmask_ext.patch_scores(LOGITS, 4, score="count", threshold=v), [np.float64(0.3)]),
     ("hint", lambda v: entmask_ext.select_patches(SCORES, 0.9, hint=v), [np.float64(0.3), np.array(0.5)]),
     ("fill", lambda v: entmask_ext.patch_mask(IMAGE, LOGITS, 4, fill=v).image, [np.float64(-3), np.int64(2)]),
+    ("min_confidence", lambda v: entmask_ext.pseudo_labels(LOGITS, min_confidence=v).labels, [np.float64(0.6)]),
     ("smooth", lambda v: entmask_ext.consistency_loss(LOGITS, LABELS, smooth=v).total, [np.float64(1), np.array(2)]),
     ("inside", lambda v: entmask_ext.patch_where(SCORES > 0.5, v, LABELS, 4), [np.int64(2), np.float64(1)]),
     ("min_patches", lambda v: entmask_ext.select_patches(SCORES, min_score=2, min_patches=v), [np.int64(3)]),
@@ -480,6 +491,7 @@ def test_vmap_is_one_call_an_example(device: str) -> None:
         (lambda i, x: entmask_ext.patch_mask(i, x, 4, 0.5, scope="batch", label_dtype=torch.uint8), (images, logits)),
         (lambda i, x: entmask_ext.patch_mask_from_scores(i, entmask_ext.patch_scores(x, 4), 4)[:4], (images, logits)),
         (lambda x: entmask_ext.entropy_map(x), (logits,)),
+        (lambda x: tuple(entmask_ext.pseudo_labels(x, min_confidence=0.6)), (logits,)),
         (lambda x, t: entmask_ext.patch_scores(x, (4, 3), score="count", threshold=t), (logits, torch.rand(3, 2))),
         (lambda x, r: entmask_ext.select_patches(x, r, hint=0.1), (logits[:, :, 0], torch.arange(3))),
         (lambda p, x: entmask_ext.patch_where(p, x, -1, 4), (patches, images)),

@@ -32,6 +32,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
     "select_patches": (lambda x: entmask_ext.select_patches(x, min_score=0.5, min_patches=2), SCORES),
     "patch_where": (lambda x: entmask_ext.patch_where(PATCHES, -1, x, 4), LABELS),
     "entropy_map": (lambda x: entmask_ext.entropy_map(x, normalize=False), LOGITS),
+    "uncertainty_map": (lambda x: entmask_ext.uncertainty_map(x, "least_confidence"), LOGITS),
+    "pseudo_labels": (lambda x: entmask_ext.pseudo_labels(x, min_confidence=0.6), LOGITS),
     "patch_scores": (lambda x: entmask_ext.patch_scores(x, 4, score="count", threshold=0.5), LOGITS),
     "consistency_loss": (lambda x: entmask_ext.consistency_loss(x, LABELS, PATCHES, 4, smooth=1), LOGITS),
     "largest_components": (lambda x: entmask_ext.largest_components(x, 3), LABELS),

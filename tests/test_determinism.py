@@ -34,12 +34,14 @@ def everything(shape: Shape, layout: str, device: str) -> list[Tensor]:
     counted = entmask_ext.patch_mask(image, logits, shape.patch, score="count", threshold=0.3, scope="batch")
     losses = entmask_ext.consistency_loss(logits, labels, patches, shape.patch)
     entropy = entmask_ext.entropy_map(logits)
+    margin = entmask_ext.uncertainty_map(logits, "margin")
+    gated = entmask_ext.pseudo_labels(logits, min_confidence=0.6)
     mixed = entmask_ext.patch_where(patches, image, image.detach().flip(-1), shape.patch)
     whole = image[(..., *(slice(size // width * width) for size, width in zip(shape.sizes, shape.patch, strict=True)))]
     per_image = math.prod(size // width for size, width in zip(shape.sizes, shape.patch, strict=True))
     shuffled = entmask_ext.shuffle_patches(whole, shape.patch, torch.randperm(per_image).to(device))
-    results = [*masked, *counted[:4], *losses, entropy, mixed, shuffled]
-    for out in (masked.image, masked.scores, losses.total, losses.dice, entropy, mixed, shuffled):
+    results = [*masked, *counted[:4], *losses, entropy, margin, *gated, mixed, shuffled]
+    for out in (masked.image, masked.scores, losses.total, losses.dice, entropy, margin, mixed, shuffled):
         source = image if any(out is x for x in (masked.image, mixed, shuffled)) else logits
         incoming = torch.linspace(-1, 1, out.numel(), device=device, dtype=out.dtype).reshape(out.shape)
         results.append(torch.autograd.grad(out, source, incoming, retain_graph=True)[0])

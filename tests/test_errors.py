@@ -34,6 +34,8 @@ VALID: dict[str, dict[str, Any]] = {
     "random_patch_mask": {"image": IMAGE, "patch_size": 4},
     "entropy_map": {"logits": LOGITS},
     "patch_scores": {"logits": LOGITS, "patch_size": 4},
+    "uncertainty_map": {"logits": LOGITS},
+    "pseudo_labels": {"logits": LOGITS},
     "consistency_loss": {"logits": LOGITS, "labels": LABELS, "patches": PATCHES, "patch_size": 4},
     "shuffle_patches": {"x": IMAGE, "patch_size": 4, "permutation": PERMUTATION},
     "select_patches": {"scores": SCORES},
@@ -91,6 +93,22 @@ def logits_cases(function: str) -> list[Case]:
         Case(function, {"logits": LOGITS[:, :0]}, ValueError, r"logits.*2 classes.*\[2, 0, 16, 24\]"),
         Case(function, {"logits": LOGITS.numpy()}, TypeError, r"logits.*Tensor.*ndarray", public_only=True),
         Case(function, {"logits": torch.zeros(1, 2049, 16, 24)}, ValueError, r"logits.*2048.*2049"),
+    ]
+
+
+def confidence_cases(function: str) -> list[Case]:
+    def case(value: Any, error: type[Exception], message: str) -> Case:
+        return Case(function, {"min_confidence": value, "label_dtype": torch.uint8}, error, message)
+
+    return [
+        case(1.01, ValueError, r"min_confidence.*\[0, 1\].*1\.01"),
+        case(-0.1, ValueError, r"min_confidence.*\[0, 1\].*-0\.1"),
+        case(float("nan"), ValueError, r"min_confidence.*[nN]a[nN]"),
+        case(torch.tensor(1.01), ValueError, r"min_confidence.*\[0, 1\].*1\.0"),
+        case(torch.tensor(float("nan")), ValueError, r"min_confidence.*[nN]a[nN]"),
+        case(torch.rand(2), ValueError, r"min_confidence.*0-d.*\[2\]"),
+        case(torch.tensor(1), TypeError, r"min_confidence.*float.*(Long|int64)"),
+        case(torch.tensor(0.5, device="meta"), ValueError, r"min_confidence.*cpu.*meta"),
     ]
 
 
@@ -187,7 +205,22 @@ LONG_AXES = [
     (function, name) for function in VALID for name in ("image", "logits", "x", "outside") if name in VALID[function]
 ]
 CASES = [
-    *(case for name in ("patch_mask", "entropy_map", "patch_scores") for case in logits_cases(name)),
+    *(
+        case
+        for name in ("patch_mask", "entropy_map", "patch_scores", "uncertainty_map", "pseudo_labels")
+        for case in logits_cases(name)
+    ),
+    *(
+        Case(name, {"uncertainty": "variance"}, ValueError, r"uncertainty.*entropy.*least_confidence.*margin.*variance")
+        for name in ("patch_mask", "patch_scores", "uncertainty_map")
+    ),
+    *(case for name in ("patch_mask", "pseudo_labels") for case in confidence_cases(name)),
+    Case("patch_mask", {"min_confidence": 0.5}, ValueError, r"min_confidence.*label_dtype.*None"),
+    Case("pseudo_labels", {"label_dtype": None}, TypeError, r"label_dtype.*dtype.*None", public_only=True),
+    Case("pseudo_labels", {"label_dtype": torch.int32}, ValueError, r"label_dtype.*uint8.*int64.*([iI]nt)"),
+    Case(
+        "pseudo_labels", {"logits": torch.zeros(2, 256, 3, 4)}, ValueError, r"label_dtype.*uint8.*255.*256"
+    ),
     *(case for case in logits_cases("consistency_loss")),
     *(
         case
@@ -458,6 +491,8 @@ there, here = torch._C._acc.create_empty_tensor((2, 3, 8, 8), torch.float32), to
 labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
 for call in (
     lambda: entmask_ext.entropy_map(there),
+    lambda: entmask_ext.uncertainty_map(there, "margin"),
+    lambda: entmask_ext.pseudo_labels(there),
     lambda: entmask_ext.patch_scores(there, 4),
     lambda: torch.ops.entmask.entropy_map(there, True),
     lambda: entmask_ext.patch_mask(there, there),

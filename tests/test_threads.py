@@ -24,6 +24,8 @@ def run(shape, dtype, layout):
     labelled = {"label_dtype": torch.int64}
     calls = {
         "entropy_map": lambda: backward(entmask_ext.entropy_map(logits)),
+        "uncertainty_map": lambda: backward(entmask_ext.uncertainty_map(logits, "margin")),
+        "pseudo_labels": lambda: entmask_ext.pseudo_labels(logits, min_confidence=0.6),
         "patch_scores": lambda: backward(entmask_ext.patch_scores(logits, shape.patch)),
         "count": lambda: entmask_ext.patch_scores(logits, shape.patch, score="count"),
         "patch_mask": lambda: backward(*entmask_ext.patch_mask(image, logits, shape.patch, **labelled)[::3]),

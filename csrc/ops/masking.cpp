@@ -367,10 +367,11 @@ Masked mask_by_scores(const Tensor& image, const Tensor& scores, at::IntArrayRef
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_mask(
     const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size, optional<double> ratio,
-    const OptionalTensor& ratio_tensor, string_view score, double threshold, const OptionalTensor& threshold_tensor,
-    optional<double> min_score, const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order,
+    const OptionalTensor& ratio_tensor, string_view uncertainty, string_view score, double threshold,
+    const OptionalTensor& threshold_tensor, optional<double> min_score, const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order,
     double hint, string_view scope, double fill, optional<at::ScalarType> mask_dtype,
-    optional<at::ScalarType> label_dtype) {
+    optional<at::ScalarType> label_dtype, optional<double> min_confidence,
+    const OptionalTensor& min_confidence_tensor) {
   check_masking(image, fill, mask_dtype);
   check_logits(logits);
   check_same_device(image, "image", logits, "logits");
@@ -382,7 +383,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_mask(
       "threshold must be a number or a 0-d tensor with scope='batch', where all images are one row, got a "
       "tensor of shape ",
       threshold_tensor ? threshold_tensor->sym_sizes() : c10::SymIntArrayRef());
-  auto [scores, labels] = score_patches(logits, patch_size, score, threshold, threshold_tensor, label_dtype);
+  auto [scores, labels] = score_patches(logits, patch_size, uncertainty, score, threshold, threshold_tensor,
+                                        label_dtype, min_confidence, min_confidence_tensor);
   auto [out, mask, patches, ranked] = mask_by_scores(image, scores, patch_size, selection, fill, mask_dtype);
   return {out, mask, patches, ranked, labels};
 }
@@ -442,9 +444,10 @@ TORCH_LIBRARY_FRAGMENT(entmask, m) {
   define_primitive(m, "box_mask(Tensor boxes, int[] size) -> Tensor");
   define_composed(m,
                   "patch_mask(Tensor image, Tensor logits, int[] patch_size, float? ratio, Tensor? ratio_tensor, "
-                  "str score, float threshold, Tensor? threshold_tensor, float? min_score, Tensor? min_score_tensor, "
-                  "int min_patches, str order, float hint, str scope, float fill, ScalarType? mask_dtype, "
-                  "ScalarType? label_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+                  "str uncertainty, str score, float threshold, Tensor? threshold_tensor, float? min_score, "
+                  "Tensor? min_score_tensor, int min_patches, str order, float hint, str scope, float fill, "
+                  "ScalarType? mask_dtype, ScalarType? label_dtype, float? min_confidence, "
+                  "Tensor? min_confidence_tensor) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   define_composed(m, "patch_mask_from_scores(Tensor image, Tensor scores, int[] patch_size, " SELECTION
                      ", float fill, ScalarType? mask_dtype) -> (Tensor, Tensor, Tensor, Tensor)");
   define_composed(m,

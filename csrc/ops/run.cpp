@@ -79,6 +79,11 @@ void run(const EntropyBackwardParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().entropy_backward, p, p.batch * p.classes * pixels(p.grid.size));
 }
 
+void run(const PseudoLabelsParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(p, cuda::pseudo_labels_workspace, cuda::pseudo_labels)
+  run_on_cpu(*cpu::kernels().pseudo_labels, p, p.batch * p.classes * pixels(p.size));
+}
+
 void run(const SelectParams& p, const c10::Device& device) {
   ENTMASK_ON_CUDA(p, cuda::select_workspace, cuda::select)
   run_on_cpu(*cpu::kernels().select, p, 4 * p.rows * p.length);
@@ -103,6 +108,18 @@ void run(const LossForwardParams& p, const c10::Device& device) {
 void run(const LossBackwardParams& p, const c10::Device& device) {
   ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::loss_backward(p, stream); })
   run_on_cpu(*cpu::kernels().loss_backward, p, p.loss.batch * p.loss.classes * pixels(p.loss.grid.size));
+}
+
+void run(const SoftLossForwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(
+      p, [](const SoftLossForwardParams& f) { return cuda::soft_loss_forward_workspace(f.loss); },
+      cuda::soft_loss_forward)
+  run_on_cpu(*cpu::kernels().soft_loss_forward, p, 2 * p.loss.batch * p.loss.classes * pixels(p.loss.size));
+}
+
+void run(const SoftLossBackwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::soft_loss_backward(p, stream); })
+  run_on_cpu(*cpu::kernels().soft_loss_backward, p, 2 * p.loss.batch * p.loss.classes * pixels(p.loss.size));
 }
 
 void run(const GatherParams& p, const c10::Device& device) {

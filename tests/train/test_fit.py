@@ -112,7 +112,7 @@ def test_schedules() -> None:
     assert schedule.consistency_weight(999) == 0.0 and 0 < schedule.consistency_weight(1000) < 0.001
     assert schedule.consistency_weight(29_999) == 0.1
     assert [schedule.ema_decay(t) for t in (0, 1, 3, 10_000)] == [0.0, 0.5, 0.75, 0.99]
-    assert schedule.config.mask.at(0.0) == schedule.config.mask.at(0.999) == {"ratio": 0.5, "threshold": 0.75}
+    assert schedule.config.strategy.at(0.0) == schedule.config.strategy.at(0.999) == {"ratio": 0.5, "threshold": 0.75}
     mcl = Schedule(1000, configure("mcl", "epochs"))
     assert mcl.consistency_from == 100 and mcl.lr(999) == pytest.approx(0.001)
     assert ramped((0.75, 0.6), 1.0) == pytest.approx(0.6)

@@ -32,11 +32,14 @@ struct Kernels {
   const Stage<EntropyPoolParams>* entropy_pool;
   const Stage<EntropyMapParams>* entropy_map;
   const Stage<EntropyBackwardParams>* entropy_backward;
+  const Stage<PseudoLabelsParams>* pseudo_labels;
   const Stage<SelectParams>* select;
   const Stage<WhereParams>* where;
   const Stage<BoxMaskParams>* box_mask;
   const Stage<LossForwardParams>* loss_forward;
   const Stage<LossBackwardParams>* loss_backward;
+  const Stage<SoftLossForwardParams>* soft_loss_forward;
+  const Stage<SoftLossBackwardParams>* soft_loss_backward;
   const Stage<GatherParams>* gather;
   const Stage<GatherBackwardParams>* gather_backward;
   const Stage<ComponentsParams>* components;

@@ -1,11 +1,10 @@
-// Entropy of each pixel, pooled over patches or not, with the pseudo-labels in the same pass.
+// Uncertainty of each pixel, pooled over patches or not, with the pseudo-labels in the same pass.
 //
 // A strip is one row of patches of one image. Its rows of pixels are read one at a time and added up, column by column,
 // in line buffers that stay in L1; these go to the sums of the patches, in double, every few rows, so that the mean
 // over a patch of a million pixels stays accurate. A strip of large patches is split into several items.
-#include "grid.h"
-#include "planar.h"
-#include "softmax.h"
+#include "labels.h"
+#include "pixels.h"
 #include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
@@ -17,24 +16,32 @@ template <class T>
 struct RowArgs {
   int64_t classes;
   T scale, ceiling;
-  T* h;     // entropy_row: the pixels' entropies; add_row: P below
+  bool margin;  // value_row, not of entropy: else least confidence
+  Gate<T> gate;
+  T* h;     // value_row: the pixels' uncertainties; add_row: P below
   T* rest;  // add_row: R below
   IVecElement<T>* label;
 };
 
-// Entropy of the n pixels of a planar row to h; with labels the first maximum's index to label.
-template <class S, bool labels, int K>
-void entropy_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
+template <class T>
+ENTMASK_INLINE void store_label(const Softmax<T>& p, const RowArgs<T>& a, int64_t at) {
+  const IVec<T> label = a.gate(p);
+  __builtin_memcpy(a.label + at, &label, sizeof label);
+}
+
+// Uncertainty of the n pixels of a planar row to h; with labels the first maximum's index, gated, to label.
+template <class S, bool entropy, bool labels, int K>
+void value_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
   using T = Compute<S>;
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     const Softmax<T> p = softmax<labels, K>(x, a.classes, at);
-    store(a.h + at, entropy_of(p, a.scale, a.ceiling));
-    if constexpr (labels) __builtin_memcpy(a.label + at, &p.label, sizeof p.label);
+    store(a.h + at, entropy ? entropy_of(p, a.scale, a.ceiling) : doubt_of(p, a.margin, a.scale));
+    if constexpr (labels) store_label(p, a, at);
   }
 }
 
-// A row of pixels added to the sums of its columns. The logarithms are not taken here:
+// A row of pixels' entropies added to the sums of its columns. The logarithms are not taken here:
 //   sum_i H_i = sum_i ln(1 + z_i) - s_i / (1 + z_i) = ln(1 + P) + R
 //   1 + P = prod_i (1 + z_i): P <- P z + (P + z),   R = -sum_i s_i / (1 + z_i)
 // All terms are >= 0, and P holds no 1, so tiny entropies keep their relative accuracy.
@@ -53,7 +60,7 @@ void add_row(const Planar<S>& x, const RowArgs<Compute<S>>& a) {
     const Vec<T> product = load(a.h + at);
     store(a.h + at, product * z + (product + z));
     store(a.rest + at, load(a.rest + at) + rest);
-    if constexpr (labels) __builtin_memcpy(a.label + at, &p.label, sizeof p.label);
+    if constexpr (labels) store_label(p, a, at);
   }
 }
 
@@ -64,11 +71,12 @@ template <class S>
 using RowFunction = void (*)(const Planar<S>&, const RowArgs<Compute<S>>&);
 
 template <class S>
-RowFunction<S> pick_row(bool adds, bool labels, int64_t classes) {
+RowFunction<S> pick_row(bool adds, bool entropy, bool labels, int64_t classes) {
   return with_classes<S>(classes, [&](auto k) -> RowFunction<S> {
     constexpr int K = decltype(k)::value;
     if (adds) return labels ? add_row<S, true, K> : add_row<S, false, K>;
-    return labels ? entropy_row<S, true, K> : entropy_row<S, false, K>;
+    if (entropy) return labels ? value_row<S, true, true, K> : value_row<S, true, false, K>;
+    return labels ? value_row<S, false, true, K> : value_row<S, false, false, K>;
   });
 }
 
@@ -97,25 +105,23 @@ struct RowReader {
   S* piece;
   IVecElement<T> label[kChunk + kWidth<T>];
 
-  RowReader(const void* x, const Strides& stride, int64_t classes, bool normalize, bool adds, LabelDtype dtype,
-            void* out, void* scratch)
-      : row(pick_row<S>(adds, dtype != LabelDtype::none, classes)),
+  // normalize: of entropy.
+  RowReader(const void* x, const Strides& stride, int64_t classes, Uncertainty uncertainty, bool normalize, bool adds,
+            const Gate<T>& gate, LabelDtype dtype, void* out, void* scratch)
+      : row(pick_row<S>(adds, uncertainty == Uncertainty::entropy, dtype != LabelDtype::none, classes)),
         logits(static_cast<S*>(const_cast<void*>(x))),
         k_stride(stride.c),
         w_stride(stride.w),
         label_dtype(dtype),
         labels(out),
+        args{classes, T(1), T(1), uncertainty == Uncertainty::margin, gate, nullptr, nullptr, nullptr},
         piece(static_cast<S*>(scratch)) {
-    args.classes = classes;
-    args.scale = normalize ? T(1) / T(__builtin_log(double(classes))) : T(1);
-    args.ceiling = normalize ? T(1) : T(__builtin_inf());
-  }
-
-  template <class L>
-  ENTMASK_INLINE void store_labels(int64_t pixel, int64_t n) {
-    const IVecElement<T>* __restrict from = label;
-    L* __restrict to = static_cast<L*>(labels) + pixel;
-    for (int64_t i = 0; i < n; ++i) to[i] = L(from[i]);
+    if (uncertainty == Uncertainty::least_confidence) args.scale = T(double(classes) / double(classes - 1));
+    if (uncertainty != Uncertainty::entropy) return;
+    if (normalize)
+      args.scale = T(1) / T(__builtin_log(double(classes)));
+    else
+      args.ceiling = T(__builtin_inf());
   }
 
   // n <= kChunk pixels whose first is at element `offset` of the logits and `pixel` of the labels. h and rest have room
@@ -128,13 +134,12 @@ struct RowReader {
                       args.label = label + i;
                       row(x, args);
                     });
-    if (label_dtype == LabelDtype::uint8) store_labels<uint8_t>(pixel, n);
-    if (label_dtype == LabelDtype::int64) store_labels<int64_t>(pixel, n);
+    store_labels<T>(label, n, label_dtype, labels, pixel);
   }
 
-  // The labels again of the pixels of this row whose entropy, or a sum that it is in, is NaN.
+  // The labels again of the pixels of this row whose uncertainty, or a sum that it is in, is NaN.
   void correct_labels(int64_t offset, int64_t pixel, int64_t n, const T* h) {
-    if (label_dtype == LabelDtype::none) return;
+    if (label_dtype == LabelDtype::none || args.gate.active) return;  // a gate has ignored them
     for (int64_t i = 0; i < n; ++i) {
       if (h[i] == h[i]) continue;
       const int64_t best = argmax_with_nan(logits + offset + i * w_stride, k_stride, args.classes);
@@ -154,16 +159,6 @@ ENTMASK_INLINE bool any_nan(const T* h, int64_t n) {
   bool found = any<T>(nan);
   for (; i < n; ++i) found |= h[i] != h[i];
   return found;
-}
-
-// Scratch for staged pieces: none where rows are planar and read as a whole.
-template <class P>
-size_t reader_scratch(const P& p, int64_t width, bool as_a_whole) {
-  return with_dtype(p.dtype, [&](auto s) {
-    using S = typename decltype(s)::type;
-    if (p.logits_stride.w == 1 && width >= kWidth<Compute<S>> && as_a_whole) return size_t(0);
-    return size_t(piece_elements<S>(p.classes)) * sizeof(S);
-  });
 }
 
 // ---------------------------------------------------------------- pooling
@@ -203,7 +198,7 @@ ENTMASK_INLINE T score_of(double total, double pixels) {
 // Sums over the columns of a chunk, of the rows since the last flush.
 template <class T>
 struct Lines {
-  T h[kChunk + kWidth<T>];  // the last row's entropies; when adding rows: P of add_row
+  T h[kChunk + kWidth<T>];  // the last row's uncertainties; when adding rows: P of add_row
   T rest[kChunk + kWidth<T>];
   T sum[kChunk + kWidth<T>];
 
@@ -225,10 +220,11 @@ void pool(const EntropyPoolParams& p, double* partial, void* scratch, int64_t be
   const Grid& g = p.grid;
   const Strides& st = p.logits_stride;
   const int64_t splits = strip_splits(g), width = g.size[2], pw = g.patch[2];
-  const bool single = g.patch[0] * g.patch[1] * pw == 1;  // a patch is a pixel: its score is the entropy itself
-  const bool adds = !p.count && !single;                  // no pixel's own entropy is needed
+  const bool single = g.patch[0] * g.patch[1] * pw == 1;  // a patch is a pixel: its score is the uncertainty itself
+  const bool adds = p.uncertainty == Uncertainty::entropy && !p.count && !single;  // no pixel's own entropy is needed
   const int64_t flush = flush_rows(p.classes);
-  RowReader<S> reader(p.logits, st, p.classes, true, adds, p.label_dtype, p.labels, scratch);
+  const Gate<T> gate(p.gated, p.min_confidence, p.label_dtype);
+  RowReader<S> reader(p.logits, st, p.classes, p.uncertainty, true, adds, gate, p.label_dtype, p.labels, scratch);
   Lines<T> lines;
   double sums[kChunk];
 
@@ -280,46 +276,25 @@ void pool(const EntropyPoolParams& p, double* partial, void* scratch, int64_t be
 }
 
 // ---------------------------------------------------------------- map
-//
-// Items are pieces of at most kMapPixels of a row; where the rows of an image lie behind each other they are one long
-// row.
-
-constexpr int64_t kMapPixels = 8192;
-
-struct MapRows {
-  int64_t planes, rows, width, pieces;
-};
-
-MapRows map_rows(const EntropyMapParams& p) {
-  MapRows m{p.size[0], p.size[1], p.size[2], 0};
-  if (p.logits_stride.h == m.width * p.logits_stride.w) m.width *= m.rows, m.rows = 1;
-  m.pieces = ceil_div(m.width, kMapPixels);
-  return m;
-}
 
 template <class S>
 void map(const EntropyMapParams& p, void* scratch, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  const MapRows m = map_rows(p);
-  const Strides& st = p.logits_stride;
-  RowReader<S> reader(p.logits, st, p.classes, p.normalize, false, LabelDtype::none, nullptr, scratch);
+  const PixelRows rows(p.size, p.logits_stride);
+  const Gate<T> none(false, Number{}, LabelDtype::none);
+  RowReader<S> reader(p.logits, p.logits_stride, p.classes, p.uncertainty, p.normalize, false, none, LabelDtype::none,
+                      nullptr, scratch);
   T h[kChunk + kWidth<T>];
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t piece = item % m.pieces, row = item / m.pieces;
-    const int64_t y = row % m.rows, z = row / m.rows % m.planes, n = row / m.rows / m.planes;
-    const int64_t stop = (piece + 1) * kMapPixels < m.width ? (piece + 1) * kMapPixels : m.width;
-    for (int64_t x = piece * kMapPixels; x < stop; x += kChunk) {
-      const int64_t count = stop - x < kChunk ? stop - x : kChunk;
-      T* out = static_cast<T*>(p.entropy) + row * m.width + x;
-      const int64_t offset = n * st.n + z * st.d + y * st.h + x * st.w;
-      if (st.w != 1 || count < kWidth<T>) {  // whole vectors are written, beyond the row too
-        reader.read(offset, 0, count, h);
-        __builtin_memcpy(out, h, size_t(count) * sizeof(T));
+  for (int64_t item = begin; item < end; ++item)
+    rows.for_each_chunk(item, p.logits_stride, [&](int64_t offset, int64_t pixel, int64_t n) {
+      T* const out = static_cast<T*>(p.entropy) + pixel;
+      if (p.logits_stride.w != 1 || n < kWidth<T>) {  // whole vectors are written, beyond the row too
+        reader.read(offset, 0, n, h);
+        __builtin_memcpy(out, h, size_t(n) * sizeof(T));
       } else {
-        reader.read(offset, 0, count, out);
+        reader.read(offset, 0, n, out);
       }
-    }
-  }
+    });
 }
 
 int64_t pool_items(const EntropyPoolParams& p) { return strip_items(p.grid, p.batch); }
@@ -331,7 +306,7 @@ size_t pool_workspace(const EntropyPoolParams& p) {
 
 size_t pool_scratch(const EntropyPoolParams& p) {
   const int64_t width = p.grid.size[2];
-  return reader_scratch(p, width, chunk_end(0, width, p.grid.patch[2]) == width);
+  return row_scratch(p, width, chunk_end(0, width, p.grid.patch[2]) == width);
 }
 
 void run_pool(const EntropyPoolParams& p, const Memory& memory, int64_t begin, int64_t end) {
@@ -357,14 +332,11 @@ void finish_pool(const EntropyPoolParams& p, const void* workspace) {
     }
 }
 
-int64_t map_items(const EntropyMapParams& p) {
-  const MapRows m = map_rows(p);
-  return p.batch * m.planes * m.rows * m.pieces;
-}
+int64_t map_items(const EntropyMapParams& p) { return PixelRows(p.size, p.logits_stride).items(p.batch); }
 
 size_t map_scratch(const EntropyMapParams& p) {
-  const int64_t width = map_rows(p).width;
-  return reader_scratch(p, width, width <= kChunk || width % kChunk == 0);
+  const PixelRows rows(p.size, p.logits_stride);
+  return row_scratch(p, rows.width, rows.chunks_are_whole());
 }
 
 void run_map(const EntropyMapParams& p, const Memory& memory, int64_t begin, int64_t end) {

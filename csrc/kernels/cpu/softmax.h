@@ -1,10 +1,13 @@
-// Softmax entropy of vectors of pixels, in one pass over the classes, with the argmax on request.
+// Softmax and uncertainty of vectors of pixels, in one pass over the classes, with the argmax on request.
 //
 //   m = max_k x_k, over the classes other than one maximum: e = exp(x - m), z = sum e, s = sum e (x - m)
 //   H = ln(1 + z) - s / (1 + z)
 //
 // Both terms are >= 0 and z holds no 1 from the maximum itself, so nothing cancels: an entropy of 1e-30 keeps its
-// relative accuracy. One log per pixel, and one exp less than there are classes.
+// relative accuracy. One log per pixel, and one exp less than there are classes. The same of the two largest
+// probabilities, with e2 the largest of the others' e:
+//   1 - p1 = z / (1 + z),   1 - (p1 - p2) = (z + e2) / (1 + z)
+// What a caller does not use (s, second, label) is not computed.
 #pragma once
 
 #include "exp_log.h"
@@ -15,10 +18,11 @@ namespace entmask::cpu::ENTMASK_ISA {
 template <class T>
 constexpr T kLeast = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
 
-// The maximum of some classes, the sums over the others relative to it, and the first index that reaches it.
+// The maximum of some classes, the sums over the others relative to it, the largest of these, and the first index that
+// reaches the maximum.
 template <class T>
 struct Softmax {
-  Vec<T> max, z, s;
+  Vec<T> max, z, s, second;
   IVec<T> label;
 };
 
@@ -28,6 +32,20 @@ ENTMASK_INLINE Vec<T> entropy_of(const Softmax<T>& p, T scale, T ceiling) {
   const Vec<T> u = p.z + T(1);
   const Vec<T> h = log_from_one<T>(u) + ((p.z - (u - T(1))) - p.s) / u + (p.max - p.max);
   return min(splat<T>(ceiling), h * scale);  // min(c, NaN) is NaN
+}
+
+// Least confidence (1 - p1) times scale, or the margin 1 - (p1 - p2) with scale 1, at most 1; NaN as above.
+template <class T>
+ENTMASK_INLINE Vec<T> doubt_of(const Softmax<T>& p, bool margin, T scale) {
+  Vec<T> rest = p.z;
+  if (margin) rest += exp_nonpositive<T>(p.second - p.max);
+  return min(splat<T>(1), rest / (p.z + T(1)) * scale + (p.max - p.max));
+}
+
+// p1, the probability of the label; NaN as above.
+template <class T>
+ENTMASK_INLINE Vec<T> confidence_of(const Softmax<T>& p) {
+  return T(1) / (p.z + T(1)) + (p.max - p.max);
 }
 
 enum class Part { all, first, more };  // of the classes
@@ -48,6 +66,10 @@ ENTMASK_INLINE void add_classes(const A& x, int64_t k, int64_t i, Softmax<typena
     rest[g] = min(top, v);
     top = max(v, top);
   }
+  Vec<T> second = first ? splat<T>(-T(__builtin_inf())) : p.second;
+#pragma GCC unroll 8
+  for (int g = first; g < G; ++g) second = max(rest[g], second);
+  p.second = second;
   // A part may be all -inf while another class is finite: then -inf - -inf must not make a NaN.
   const Vec<T> base = part == Part::all ? top : max(splat<T>(kLeast<T>), top);
   Vec<T> z = Vec<T>{}, sum = Vec<T>{};

@@ -1,4 +1,7 @@
-// Entropy of each pixel, and the gradient of entropies (or of their patch means) with respect to the logits.
+// Uncertainty of each pixel, and the gradient of uncertainties (or of their patch means) with respect to the logits.
+//
+// Of each kernel there is one for the entropy and one for what the two largest probabilities tell (top_two_*): least
+// confidence and margin, told apart at run time.
 //
 // A thread takes one vector of pixels (16 bytes a class). The backward recomputes the softmax, so that nothing of the
 // size of the logits is saved; more than 8 classes are read twice, the second time from the cache.
@@ -18,11 +21,12 @@ struct MapArguments {
   Strides stride;
   int64_t classes;
   PixelIndex index;
-  double inverse_log;  // 1 / ln K, or 0: not normalized
+  double scale;  // from nats, 1 - p1 or 1 - (p1 - p2) to [0, 1]; 0: nats as they are
+  bool margin;
 };
 
-template <typename S>
-__global__ void __launch_bounds__(map_threads, 4) entropy_map_kernel(MapArguments a) {
+template <typename S, bool ENTROPY>
+__device__ __forceinline__ void map_pixels(const MapArguments& a) {
   using T = typename S::T;
   using F = typename S::F;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x;
@@ -34,10 +38,19 @@ __global__ void __launch_bounds__(map_threads, 4) entropy_map_kernel(MapArgument
                   a.classes);
 #pragma unroll
   for (int p = 0; p < S::pixels; ++p) {
-    entropy[p] = softmax[p].entropy();
-    if (a.inverse_log != 0) entropy[p] = clamp_unit(entropy[p] * static_cast<F>(a.inverse_log));
+    entropy[p] = ENTROPY ? softmax[p].entropy() : softmax[p].doubt(a.margin);
+    if (a.scale != 0) entropy[p] = clamp_unit(entropy[p] * static_cast<F>(a.scale));
   }
   store(static_cast<F*>(a.entropy) + i * S::pixels, entropy);
+}
+
+template <typename S>
+__global__ void __launch_bounds__(map_threads, 4) entropy_map_kernel(MapArguments a) {
+  map_pixels<S, true>(a);
+}
+template <typename S>
+__global__ void __launch_bounds__(map_threads, 4) top_two_map_kernel(MapArguments a) {
+  map_pixels<S, false>(a);
 }
 
 struct MapBackwardArguments {
@@ -51,12 +64,13 @@ struct MapBackwardArguments {
   int32_t size[3];
   bool pooled;
   bool grad_rows;  // a thread's gradients lie side by side, aligned
-  double scale;    // 1 / ln K, or 1
+  bool margin;
+  double scale;  // from nats, 1 - p1 or 1 - (p1 - p2) to what was returned
 };
 
-// d(out)/dH of a thread's pixels. Pooled, they are all of one patch.
+// The gradient that came for a thread's pixels, times scale. Pooled, they are all of one patch.
 template <typename F, int N>
-__device__ __forceinline__ void read_entropy_grad(F (&out)[N], const MapBackwardArguments& a,
+__device__ __forceinline__ void read_map_grad(F (&out)[N], const MapBackwardArguments& a,
                                                   const PixelIndex::Position& at) {
   const F* grad = static_cast<const F*>(a.grad);
   const F scale = static_cast<F>(a.scale);
@@ -93,7 +107,7 @@ __global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBac
     F x[S::chunk][S::pixels], grad[S::pixels];
     if constexpr (S::classes > 0) {
       load_classes<S>(x, logits, a.stride.c, a.classes);
-      read_entropy_grad(grad, a, at);
+      read_map_grad(grad, a, at);
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];
@@ -107,7 +121,7 @@ __global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBac
       Softmax<F> softmax[S::pixels];
       F factor[S::pixels], mean[S::pixels];
       read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
-      read_entropy_grad(grad, a, at);
+      read_map_grad(grad, a, at);
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         const F scale = softmax[p].scale();
@@ -130,20 +144,85 @@ __global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBac
   }
 }
 
+// With u = 1 + z: d(1 - p1)/dx_j = (1 / u^2) (-z for the label, else e_j); d(1 - p1 + p2)/dx_j = (1 / u^2) (-(z + e2)
+// for the label, else e_j (1 - e2), and e2 u more for the class of p2)
+template <typename F>
+struct TopTwoGradient {
+  F factor, of_label, of_all, of_next;
+  int32_t label, next;
+
+  __device__ __forceinline__ TopTwoGradient(const Softmax<F>& r, bool margin, F grad) : label(r.label), next(r.next) {
+    const F e2 = margin ? r.second_exponential() : 0, scale = r.scale();
+    factor = grad * scale * scale;
+    of_label = -(r.others + e2);
+    of_all = 1 - e2;
+    of_next = e2 * (1 + r.others);
+  }
+  // e: e^(x_k - m)
+  __device__ __forceinline__ F operator()(int32_t k, F e) const {
+    return factor * (k == label ? of_label : e * of_all + (k == next ? of_next : 0));
+  }
+};
+
+template <typename S>
+__global__ void __launch_bounds__(map_threads, 3) top_two_backward_kernel(MapBackwardArguments a) {
+  using T = typename S::T;
+  using F = typename S::F;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * map_threads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x; i < a.index.total; i += stride) {
+    const PixelIndex::Position at = a.index.at(i);
+    const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
+    T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
+    F x[S::chunk][S::pixels], grad[S::pixels];
+    if constexpr (S::classes > 0) {
+      load_classes<S>(x, logits, a.stride.c, a.classes);
+      read_map_grad(grad, a, at);
+#pragma unroll
+      for (int p = 0; p < S::pixels; ++p) {
+        F d[S::chunk];
+        const TopTwoGradient<F> gradient(exponentials(x, d, p, a.classes), a.margin, grad[p]);
+#pragma unroll
+        for (int k = 0; k < S::chunk; ++k) x[k][p] = gradient(k, x[k][p]);
+      }
+      store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
+    } else {
+      Softmax<F> softmax[S::pixels];
+      read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
+      read_map_grad(grad, a, at);
+      for (int64_t first = 0; first < a.classes; first += S::chunk) {
+        load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
+#pragma unroll
+        for (int p = 0; p < S::pixels; ++p) {
+          const TopTwoGradient<F> gradient(softmax[p], a.margin, grad[p]);
+#pragma unroll
+          for (int k = 0; k < S::chunk; ++k) {
+            x[k][p] = gradient(static_cast<int32_t>(first) + k, exponential(x[k][p] - softmax[p].max));
+          }
+        }
+        store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
+      }
+    }
+  }
+}
+
 template <typename T>
 cudaError_t launch_entropy_map(const EntropyMapParams& p, cudaStream_t stream) {
   Layout layout = layout_of<T>(p.logits, p.logits_stride, p.batch, p.classes, whole_image(p.size));
   if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.entropy) % 16 != 0) layout = Layout::any;
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
+    const bool entropy = p.uncertainty == Uncertainty::entropy;
     const MapArguments a{p.logits,
                          p.entropy,
                          p.logits_stride,
                          p.classes,
                          PixelIndex(p.batch, p.size, S::pixels),
-                         p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 0};
+                         !entropy      ? top_two_scale(p.uncertainty, p.classes)
+                         : p.normalize ? 1 / std::log(static_cast<double>(p.classes))
+                                       : 0,
+                         p.uncertainty == Uncertainty::margin};
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.index.total, map_threads)));
-    return launch(entropy_map_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
+    return launch(entropy ? entropy_map_kernel<S> : top_two_map_kernel<S>, blocks, dim3(map_threads), 0, stream, a);
   });
 }
 
@@ -156,6 +235,7 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
     using S = decltype(shape);
     const Grid& g = p.grid;
     const auto patch = [&](int axis) { return Divider(g.patch[axis] < g.size[axis] ? g.patch[axis] : g.size[axis]); };
+    const bool entropy = p.uncertainty == Uncertainty::entropy;
     const MapBackwardArguments a{
         p.logits,
         p.grad,
@@ -169,12 +249,16 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
         {static_cast<int32_t>(g.size[0]), static_cast<int32_t>(g.size[1]), static_cast<int32_t>(g.size[2])},
         p.pooled,
         rows_together(p.grad, p.grad_stride, p.batch, g.size, S::pixels, sizeof(typename S::F)),
-        p.normalize ? 1 / std::log(static_cast<double>(p.classes)) : 1};
+        p.uncertainty == Uncertainty::margin,
+        !entropy      ? top_two_scale(p.uncertainty, p.classes)
+        : p.normalize ? 1 / std::log(static_cast<double>(p.classes))
+                      : 1};
     int64_t blocks;
     const cudaError_t error =
         looping_grid(a.index.total, map_threads, resident_blocks<S>(p.classes, map_threads, backward_blocks), &blocks);
     if (error != cudaSuccess) return error;
-    return launch(entropy_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(map_threads), 0, stream, a);
+    return launch(entropy ? entropy_backward_kernel<S> : top_two_backward_kernel<S>,
+                  dim3(static_cast<unsigned>(blocks)), dim3(map_threads), 0, stream, a);
   });
 }
 

@@ -1,4 +1,5 @@
-// Softmax entropy pooled over patches, and the pseudo-label, in one pass over the logits: the kernel and its launcher.
+// Uncertainty pooled over patches, and the pseudo-label, in one pass over the logits: the kernels, one for the entropy and
+// one for least confidence and margin, and their launcher.
 //
 // A group of 1 to 128 neighbouring lanes takes one patch, a lane one vector of pixels at a time (16 bytes a class), so
 // that small patches share a warp and neighbouring lanes read neighbouring bytes. A lane adds a vector's entropies
@@ -7,8 +8,8 @@
 // added by a second small launch: a counter that tells the last block would have to be zeroed by a launch of its own.
 #pragma once
 
+#include "labels.cuh"
 #include "launch.h"
-#include "math.cuh"
 
 namespace entmask::cuda {
 
@@ -46,20 +47,19 @@ struct PoolFinish {
 template <typename F>
 struct PoolArguments {
   const void* logits;  // [N, K, D, H, W]
-  void* labels;        // [N, D, H, W] or nullptr
   double* partials;    // [patches, parts], or nullptr where a patch is not split
   PoolFinish finish;
+  LabelOutput labels;
   Strides stride;
-  LabelDtype label_dtype;
   int64_t classes, units;
   Divider parts;
   Divider columns[2];  // vectors a row; [1]: of the last patch along the width
   Divider height[2];   // rows; [1]: of the last patch along the height
   int64_t part_rows;
   Number threshold;  // a row is an image
-  F inverse_log;     // 1 / ln K
+  F scale;           // from nats, 1 - p1 or 1 - (p1 - p2) to [0, 1]
+  bool margin;
   bool count;
-  bool label_pairs;  // int64 labels, and lanes 2 m and 2 m + 1 take neighbours in a row
   int log_group;
 };
 
@@ -98,37 +98,14 @@ __device__ __forceinline__ double pixels_in(const PatchBox& box) {
   return static_cast<double>(box.extent[0]) * box.extent[1] * box.extent[2];
 }
 
-// A row of labels that begins at pixel `offset`; `odd`: an odd vector of its patch row.
-template <typename F, int N>
-__device__ __forceinline__ void store_labels(const PoolArguments<F>& a, int64_t offset, int32_t (&label)[N], bool odd) {
-  if (a.label_dtype == LabelDtype::uint8) {
-    uint8_t row[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) row[i] = static_cast<uint8_t>(label[i]);
-    store(static_cast<uint8_t*>(a.labels) + offset, row);
-    return;
-  }
-  int64_t* const labels = static_cast<int64_t*>(a.labels) + offset;
-  if constexpr (N >= 4) {
-    if (a.label_pairs) {
-      store_pair(labels, label, odd);
-      return;
-    }
-  }
-  int64_t row[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) row[i] = label[i];
-  store(labels, row);
-}
-
 // Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
 constexpr int pool_blocks = S::classes == 0 || S::classes > 4 ? 3
                             : S::pixels > 4                   ? 4
                                                               : 6;
 
-template <typename S>
-__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments<typename S::F> a) {
+template <typename S, bool ENTROPY>
+__device__ __forceinline__ void pool(const PoolArguments<typename S::F>& a) {
   using T = typename S::T;
   using F = typename S::F;
   __shared__ double warp_sum[pool_threads / 32];
@@ -142,7 +119,7 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
     const Divider& columns = a.columns[box.last[2]];
     const Divider& height = a.height[box.last[1]];
     F threshold = static_cast<F>(a.count ? read_number(a.threshold, box.n) : 0);
-    if (threshold != threshold) threshold = INFINITY;  // no entropy reaches it, and a pixel of NaN still counts
+    if (threshold != threshold) threshold = INFINITY;  // no pixel reaches it, and one of NaN still counts
 
     int64_t rows = static_cast<int64_t>(box.extent[0]) * box.extent[1] - part * a.part_rows;
     if (rows > a.part_rows) rows = a.part_rows;
@@ -159,18 +136,18 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
       read_softmax<S>(softmax, x, static_cast<const T*>(a.logits) + offset_of(a.stride, box.n, d, h, w), a.stride.c,
                       a.classes);
       F value[S::pixels];
-      int32_t label[S::pixels];
 #pragma unroll
       for (int i = 0; i < S::pixels; ++i) {
-        const F entropy = clamp_unit(softmax[i].entropy() * a.inverse_log);
-        value[i] = a.count ? static_cast<F>(!(entropy < threshold)) : entropy;
-        label[i] = softmax[i].label;
+        const F uncertainty = clamp_unit((ENTROPY ? softmax[i].entropy() : softmax[i].doubt(a.margin)) * a.scale);
+        value[i] = a.count ? static_cast<F>(!(uncertainty < threshold)) : uncertainty;
       }
       sum += static_cast<double>(pairwise_sum(value));
 
-      if (a.label_dtype != LabelDtype::none) {
+      if (a.labels.dtype != LabelDtype::none) {
         const int64_t pixel = ((box.n * a.finish.size[0] + d) * a.finish.size[1] + h) * a.finish.size[2] + w;
-        store_labels(a, pixel, label, (v & 1) != 0);
+        int32_t label[S::pixels];
+        gated_labels(label, a.labels, softmax);
+        store_labels(a.labels, pixel, label, (v & 1) != 0);
       }
     }
   }
@@ -189,6 +166,15 @@ __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_ker
       static_cast<F*>(a.finish.scores)[unit] = static_cast<F>(sum / pixels_in(patch_box(a.finish, unit)));
     }
   }
+}
+
+template <typename S>
+__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments<typename S::F> a) {
+  pool<S, true>(a);
+}
+template <typename S>
+__global__ void __launch_bounds__(pool_threads, pool_blocks<S>) top_two_pool_kernel(PoolArguments<typename S::F> a) {
+  pool<S, false>(a);
 }
 
 // A warp adds up a patch's parts.
@@ -210,13 +196,11 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
   if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.labels) % 16 != 0) layout = Layout::any;
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
-    PoolArguments<typename S::F> a{};
-    a.logits = p.logits;
-    a.labels = p.labels;
-    a.partials = split.parts > 1 ? partials : nullptr;
-    a.finish = pool_finish_of(p, partials, split.parts);
+    const bool entropy = p.uncertainty == Uncertainty::entropy;
+    PoolArguments<typename S::F> a{p.logits, split.parts > 1 ? partials : nullptr,
+                                   pool_finish_of(p, partials, split.parts),
+                                   LabelOutput(p.labels, p.label_dtype, p.gated, p.min_confidence)};
     a.stride = p.logits_stride;
-    a.label_dtype = p.label_dtype;
     a.classes = p.classes;
     a.units = p.batch * patches_of(g) * split.parts;
     a.parts = Divider(split.parts);
@@ -229,15 +213,17 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
     }
     a.part_rows = split.rows;
     a.threshold = p.threshold;
-    a.inverse_log = static_cast<typename S::F>(1 / std::log(static_cast<double>(p.classes)));
+    a.scale = static_cast<typename S::F>(entropy ? 1 / std::log(static_cast<double>(p.classes))
+                                                 : top_two_scale(p.uncertainty, p.classes));
+    a.margin = p.uncertainty == Uncertainty::margin;
     a.count = p.count;
     // About 16 pixels a lane: enough lanes to have the loads in flight, few enough to spare divisions and shuffles.
     const int64_t lanes = split.rows * a.columns[0].divisor * S::pixels / 16;
     while (a.log_group < 7 && (int64_t{1} << a.log_group) < lanes) ++a.log_group;
-    a.label_pairs = p.label_dtype == LabelDtype::int64 && a.log_group > 0 && a.columns[0].divisor % 2 == 0 &&
+    a.labels.pairs = p.label_dtype == LabelDtype::int64 && a.log_group > 0 && a.columns[0].divisor % 2 == 0 &&
                     a.columns[1].divisor % 2 == 0;
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.units << a.log_group, pool_threads)));
-    return launch(entropy_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
+    return launch(entropy ? entropy_pool_kernel<S> : top_two_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
   });
 }
 

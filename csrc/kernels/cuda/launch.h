@@ -20,6 +20,9 @@ cudaError_t entropy_pool(const EntropyPoolParams& p, void* workspace, cudaStream
 cudaError_t entropy_map(const EntropyMapParams& p, cudaStream_t stream);
 cudaError_t entropy_backward(const EntropyBackwardParams& p, cudaStream_t stream);
 
+size_t pseudo_labels_workspace(const PseudoLabelsParams& p);
+cudaError_t pseudo_labels(const PseudoLabelsParams& p, void* workspace, cudaStream_t stream);
+
 size_t select_workspace(const SelectParams& p);
 cudaError_t select(const SelectParams& p, void* workspace, cudaStream_t stream);
 
@@ -29,6 +32,10 @@ cudaError_t box_mask(const BoxMaskParams& p, cudaStream_t stream);
 size_t loss_forward_workspace(const LossParams& p);
 cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);
 cudaError_t loss_backward(const LossBackwardParams& p, cudaStream_t stream);
+
+size_t soft_loss_forward_workspace(const SoftLossParams& p);
+cudaError_t soft_loss_forward(const SoftLossForwardParams& p, void* workspace, cudaStream_t stream);
+cudaError_t soft_loss_backward(const SoftLossBackwardParams& p, cudaStream_t stream);
 
 cudaError_t gather(const GatherParams& p, cudaStream_t stream);
 cudaError_t gather_backward(const GatherBackwardParams& p, cudaStream_t stream);

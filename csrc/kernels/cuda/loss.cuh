@@ -9,7 +9,7 @@ namespace entmask::cuda {
 struct LossArguments {
   const void* logits;        // [N, K, D, H, W]
   const void* labels;        // [N, D, H, W]
-  const bool* patches;       // [N, Gd, Gh, Gw] or nullptr
+  const bool* patches;       // [N or 1, Gd, Gh, Gw] or nullptr
   const void* class_weight;  // [K], float32 (float64), or nullptr
   Strides logits_stride, labels_stride;
   LabelDtype label_dtype;
@@ -36,7 +36,7 @@ LossArguments loss_arguments(const LossParams& p) {
           pairs,
           p.classes,
           PixelIndex(p.batch, p.grid.size, S::pixels),
-          PatchLookup(p.grid)};
+          PatchLookup(p.grid, p.patches_stride)};
 }
 
 // The labels of a thread's pixels, -1 for one outside [0, K).
@@ -74,7 +74,7 @@ __device__ __forceinline__ F weight_of(const LossArguments& a, int32_t label) {
   return a.class_weight == nullptr ? 1 : static_cast<const F*>(a.class_weight)[label];
 }
 
-// 4 sums of the cross entropy, then I, Q and T of each class.
-__host__ __device__ constexpr int64_t loss_sums(int64_t classes) { return 4 + 3 * classes; }
+// 4 sums of the cross entropy, then I, Q and T of each class, of all pixels or of each of two regions.
+__host__ __device__ constexpr int64_t loss_sums(int64_t classes, int regions) { return 4 + regions * 3 * classes; }
 
 }  // namespace entmask::cuda

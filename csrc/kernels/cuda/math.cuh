@@ -1,7 +1,8 @@
-// Softmax entropy without cancellation, and sums in a fixed order.
+// Softmax and uncertainty without cancellation, and sums in a fixed order.
 //
 // With m the greatest logit, z = sum over the other classes of e^(x - m) and s = sum of e^(x - m) (x - m):
 //   H = log1p(z) - s / (1 + z)         (both terms >= 0; a sure pixel's tiny entropy keeps its relative accuracy)
+//   1 - p1 = z / (1 + z),  1 - (p1 - p2) = (z + e2) / (1 + z),  e2 the greatest of the others' e^(x - m)
 // "The others" are found by folding: of the greatest so far and the next logit the loser is an "other", so that the
 // greatest is left out by position, not subtracted. A NaN survives as winner or loser; +inf, or all at -inf, is caught
 // by m - m; a class at -inf adds exactly 0.
@@ -49,11 +50,15 @@ __device__ __forceinline__ F times_log(F e, F d) {
   return e * greater_of(d, static_cast<F>(-1000));
 }
 
-// z and s of one pixel, relative to m; label: the first greatest class, NaN being greatest.
+// z and s of one pixel, relative to m; label: the first greatest class, NaN being greatest; second: the greatest logit of
+// the other classes, next: the first of them that has it (of no meaning where it is -inf). What a kernel does not use
+// costs it nothing.
 template <typename F>
 struct Softmax {
   F max, others, dot;
   int32_t label;
+  F second = -INFINITY;
+  int32_t next = -1;
 
   // 0, or NaN where m is infinite: a logit is +inf, or all are -inf.
   __device__ __forceinline__ F poison() const { return max - max; }
@@ -61,7 +66,12 @@ struct Softmax {
   __device__ __forceinline__ F entropy() const {
     return log_one_plus(others) - dot * reciprocal(1 + others) + poison();
   }
-  // 1 / sum of e^(x - m)
+  __device__ __forceinline__ F second_exponential() const { return exponential(second - max); }
+  // 1 - p1, or with margin 1 - (p1 - p2).
+  __device__ __forceinline__ F doubt(bool margin) const {
+    return (others + (margin ? second_exponential() : 0)) * reciprocal(1 + others) + poison();
+  }
+  // 1 / sum of e^(x - m): the probability of the label.
   __device__ __forceinline__ F scale() const { return reciprocal(1 + others) + poison(); }
 };
 
@@ -69,6 +79,17 @@ struct Softmax {
 template <typename F>
 __device__ __forceinline__ bool leads(F v, F max) {
   return !(v <= max) && max == max;
+}
+
+// second and next after class k, v: of two that meet the one behind. The leader is the earlier of the two, and no class
+// behind is greater than it.
+template <typename F>
+__device__ __forceinline__ void leave_behind(F& second, int32_t& next, F max, int32_t label, F v, int32_t k,
+                                             bool lead) {
+  const F loser = lead ? max : v;
+  const bool gains = lead || loser > second;
+  next = gains ? (lead ? label : k) : next;
+  second = gains ? loser : second;
 }
 
 // Pixel i of the K <= CHUNK classes in registers.
@@ -81,6 +102,7 @@ __device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], in
     const F v = x[k][i];
     const bool lead = leads(v, r.max);
     loser[k] = lead ? r.max : v;
+    leave_behind(r.second, r.next, r.max, r.label, v, k, lead);
     r.max = lead ? v : r.max;
     r.label = lead ? k : r.label;
   }
@@ -102,6 +124,7 @@ __device__ __forceinline__ Softmax<F> exponentials(F (&x)[CHUNK][PIXELS], F (&d)
 #pragma unroll
   for (int k = 1; k < CHUNK; ++k) {
     const bool lead = leads(x[k][i], r.max);
+    leave_behind(r.second, r.next, r.max, r.label, x[k][i], k, lead);
     r.max = lead ? x[k][i] : r.max;
     r.label = lead ? k : r.label;
   }
@@ -139,6 +162,8 @@ struct SoftmaxStream {
   F reference = lowest;  // finite as long as the logits are, so that a class at -inf is at -inf from it
   F others = 0, dot = 0, others_lost = 0, dot_lost = 0;
   int32_t label = 0;
+  F second = -INFINITY;
+  int32_t next = -1;
 
   __device__ __forceinline__ void move(F to) {
     const F d = reference - to, e = exponential(d);
@@ -156,6 +181,7 @@ struct SoftmaxStream {
       const F v = x[k][i];
       const bool lead = leads(v, max);
       loser[k] = lead ? max : v;
+      leave_behind(second, next, max, label, v, first + k, lead);
       max = lead ? v : max;
       label = lead ? first + k : label;
     }
@@ -172,7 +198,7 @@ struct SoftmaxStream {
   }
   __device__ __forceinline__ Softmax<F> finish() {
     move(max);
-    return {max, others, dot, label};
+    return {max, others, dot, label, second, next};
   }
 };
 
@@ -196,6 +222,11 @@ __device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pi
 #pragma unroll
     for (int i = 0; i < S::pixels; ++i) out[i] = stream[i].finish();
   }
+}
+
+// What 1 - p1 and 1 - (p1 - p2) are multiplied by.
+inline double top_two_scale(Uncertainty uncertainty, int64_t classes) {
+  return uncertainty == Uncertainty::margin ? 1 : static_cast<double>(classes) / static_cast<double>(classes - 1);
 }
 
 // Clamps to [0, 1]; NaN stays.
