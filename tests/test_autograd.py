@@ -282,7 +282,10 @@ def test_who_requires_a_gradient(wanted: str, score: str, device: str) -> None:
 
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8, device=device)
     ops = torch.ops.entmask  # these have outputs that the public functions keep
-    assert required(*ops.score_patches(logits, [4], "entropy", score, 0.5, None, torch.int64, None, None)) == [of_scores, False]
+    assert required(*ops.score_patches(logits, [4], "entropy", score, 0.5, None, torch.int64, None, None)) == [
+        of_scores,
+        False,
+    ]
     assert required(*ops.patch_where(patches, None, image, 0.0, None, [4], torch.float32)) == [of_image, False]
     losses = ops.consistency_loss(logits, labels, None, None, 1, 1, None, 1, 1, 1e-5, 0, "all")
     assert required(*losses) == [of_logits] * 4 + [False]

@@ -27,8 +27,11 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2}
 CHUNK = 4  # classes of one pass of a loop over them
 
 # The launches that work on pixels. What selection, the last sums and components cost is not modelled.
-OF_PIXELS = ("entropy_", "loss_registers", "loss_stream", "loss_backward", "where", "gather", "box_mask")
-OF_NO_PIXELS = ("entropy_pool_finish_kernel",)
+OF_PIXELS = (
+    *("entropy_", "top_two_", "pseudo_labels_", "loss_registers", "loss_stream", "loss_backward", "soft_loss_"),
+    *("where", "gather", "box_mask"),
+)
+OF_NO_PIXELS = ("entropy_pool_finish_kernel", "pseudo_labels_finish_kernel", "soft_loss_finish_kernel")
 
 
 def least_bytes(op: str, size: Size, dtype: str) -> float:
@@ -43,6 +46,10 @@ def least_bytes(op: str, size: Size, dtype: str) -> float:
         "entropy_map, backward": 2 * logits + 4 * pixels,
         "consistency_loss": logits + labels + patches,
         "consistency_loss, backward": 2 * logits + labels + patches,
+        "uncertainty_map, margin": logits + 4 * pixels,
+        "pseudo_labels": logits + labels,
+        "soft_consistency_loss": 2 * logits,
+        "soft_consistency_loss, backward": 3 * logits,
         "patch_where": 2 * values + patches,
         "shuffle_patches": 2 * values + 8 * patches,
         "gather_patches, backward": 2 * values + 16 * patches,
@@ -76,7 +83,7 @@ class Floor:
 
 def passes(row: Row, size: Size) -> float:
     """Of the hot loops, for all pixels of the batch: warps times what each goes through."""
-    chunks = -(-size.classes // CHUNK) if re.search(r"(planes|pixels|any), 0>", row.kernel) else 1
+    chunks = -(-size.classes // CHUNK) if re.search(r"(planes|pixels|any), 0\b", row.kernel) else 1
     return size.pixels / row.pixels / 32 * chunks
 
 
@@ -192,8 +199,9 @@ def kernels(table: dict[str, Row]) -> Iterator[str]:
 def write_sectors(row: Row) -> float:
     """Sectors of the gradient's stores over the least: a thread's pixels lie side by side, so every store of a warp,
     however narrow, touches all sectors of its class."""
-    classes = int(row.kernel.rpartition(" ")[2].rstrip(">")) or CHUNK
-    return sum(row.stores.values()) / classes
+    found = re.search(r"planes, (\d+)", row.kernel)
+    classes = int(found[1]) if found else 0
+    return sum(row.stores.values()) / (classes or CHUNK)
 
 
 def sections() -> dict[str, str]:

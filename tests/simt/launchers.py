@@ -311,7 +311,9 @@ def loss_backward(
     return Tensor(written(grad_logits), logits.dtype).values, counts
 
 
-def _soft_loss_fields(logits: Tensor, target: Tensor, where: np.ndarray | None, kl: bool, offset: int) -> dict[str, Any]:
+def _soft_loss_fields(
+    logits: Tensor, target: Tensor, where: np.ndarray | None, kl: bool, offset: int
+) -> dict[str, Any]:
     n, k, *size = logits.storage.shape
     return {
         "logits": logits.input("logits"),

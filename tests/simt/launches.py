@@ -18,7 +18,15 @@ from .tensors import STORAGE, Tensor
 MULTIPROCESSORS = 132  # of an H100 or an H200
 PATCH = 16
 # Kernels that walk over the pixels with a grid made for the card.
-LOOPING = ("loss_registers_kernel", "loss_stream_kernel", "loss_backward_kernel", "entropy_backward_kernel")
+LOOPING = (
+    "loss_registers_kernel",
+    "loss_stream_kernel",
+    "loss_backward_kernel",
+    "entropy_backward_kernel",
+    "top_two_backward_kernel",
+    "soft_loss_forward_kernel",
+    "soft_loss_backward_kernel",
+)
 _DRY: dict[str, Any] = {"mode": "count", "runs": FORWARD, "multiprocessors": MULTIPROCESSORS, "dry": True}
 
 
@@ -111,6 +119,12 @@ def of_op(op: str, size: Size, dtype: str) -> list[Launch]:
         "consistency_loss, backward": (
             _planned(launchers.loss_backward, logits, labels, sums, {"total": 1.0}, **masked),
         ),
+        "uncertainty_map, margin": (_planned(launchers.entropy_map, logits, uncertainty="margin"),),
+        "pseudo_labels": (_planned(launchers.pseudo_labels, logits, min_confidence=0.95),),
+        "soft_consistency_loss": (_planned(launchers.soft_loss_forward, logits, logits, kl=False),),
+        "soft_consistency_loss, backward": (
+            _planned(launchers.soft_loss_backward, logits, logits, None, np.empty(2), 1.0, kl=False),
+        ),
         "patch_where": (_planned(launchers.where, patches, image, image, patch),),
         "shuffle_patches": (_planned(launchers.shuffle_patches, image, numbers, patch),),
         "gather_patches, backward": (_planned(launchers.gather_backward, image, numbers, patch),),
@@ -128,8 +142,12 @@ OPS = (
     "patch_scores, backward",
     "entropy_map",
     "entropy_map, backward",
+    "uncertainty_map, margin",
+    "pseudo_labels",
     "consistency_loss",
     "consistency_loss, backward",
+    "soft_consistency_loss",
+    "soft_consistency_loss, backward",
     "patch_where",
     "shuffle_patches",
     "gather_patches, backward",

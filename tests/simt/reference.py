@@ -199,7 +199,10 @@ def losses_of(sums: np.ndarray, k: int, weights: dict[str, float], dice_each: bo
     else:
         dice = soft_dice(*sums[4:].reshape(3, k))
     masked, visible = mean(sums[0], sums[1]), mean(sums[2], sums[3])
-    total = weights["ce_weight"] * (weights["mask_weight"] * masked + visible_weight * visible) + weights["dice_weight"] * dice
+    total = (
+        weights["ce_weight"] * (weights["mask_weight"] * masked + visible_weight * visible)
+        + weights["dice_weight"] * dice
+    )
     return {"total": total, "ce_masked": masked, "ce_visible": visible, "dice": dice}
 
 
@@ -264,9 +267,7 @@ def soft_loss(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, *, kl: boo
     return total / distances.size if distances.size else 0.0, np.array([total, distances.size])
 
 
-def soft_loss_backward(
-    x: np.ndarray, y: np.ndarray, where: np.ndarray | None, grad: float, *, kl: bool
-) -> np.ndarray:
+def soft_loss_backward(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, grad: float, *, kl: bool) -> np.ndarray:
     counts = np.ones(x[:, 0].shape, bool) if where is None else where
     p, q = np.exp(log_softmax(x)), np.exp(log_softmax(y))
     d = p - q

@@ -78,7 +78,7 @@ CHUNK = 4  # classes that a kernel for any number of them has in registers
 
 def planar(name: str) -> tuple[str, str, int] | None:
     """Kernel, dtype and classes of a kernel that reads planes of logits."""
-    found = re.fullmatch(r"(\w+)<(\w+), planes, (\d+)>", name)
+    found = re.fullmatch(r"(\w+)<(\w+), planes, (\d+)(?:, \w+)*>", name)
     return (found[1], found[2], int(found[3])) if found else None
 
 
