@@ -23,6 +23,7 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
     patches = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
     scores = torch.rand(1, 1, 1, device=device)
     order = torch.zeros(1, dtype=torch.int64, device=device)
+    box = torch.tensor([[1, 3, 1, 3]], device=device)
     ops = torch.ops.entmask
     masking = ("entropy", "mean", 0.75, None, 0, "highest", 0.0, "image", 0.0, None, None, None)
     selecting = (None, 0, "highest", 0.0, "image", 0.0, None)
@@ -83,6 +84,9 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         "shuffle_patches pybind": lambda: _C.shuffle_patches(image, patch, order, False),
         "shuffle_patches torch.ops": lambda: ops.shuffle_patches(image, [patch], order, False),
         "shuffle_patches function": lambda: entmask_ext.shuffle_patches(image, patch, order),
+        "gather_patches function": lambda: entmask_ext.gather_patches(image, order.view(1, 1, 1), patch),
+        "box_mask function": lambda: entmask_ext.box_mask(box, (patch, patch)),
+        "largest_components function": lambda: entmask_ext.largest_components(labels, 2),
     }
 
 

@@ -3,6 +3,7 @@
 Each is tried through the public function and through torch.ops, which compiled and C++ callers use.
 """
 
+import contextlib
 import inspect
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from cases import assert_same_bits
 from torch import Tensor
+from torch.overrides import BaseTorchFunctionMode
 
 import entmask_ext
 
@@ -200,6 +202,9 @@ WITH_PATCHES = (
 )  # fmt: skip
 WITH_SELECTION = ("patch_mask", "patch_mask_from_scores", "select_patches")
 MASKING = ("patch_mask", "patch_mask_from_scores", "random_patch_mask")
+LONG_AXES = [
+    (function, name) for function in VALID for name in ("image", "logits", "x", "outside") if name in VALID[function]
+]
 CASES = [
     *(
         case
@@ -348,6 +353,13 @@ CASES = [
     Case("shuffle_patches", {"permutation": torch.arange(24) - 1}, ValueError, r"permutation.*-1"),
     Case("shuffle_patches", {"permutation": torch.zeros(24, dtype=torch.int64)}, ValueError, r"permutation.*0"),
     Case("shuffle_patches", {"permutation": PERMUTATION.to("meta")}, ValueError, r"permutation.*(cpu.*meta|meta.*cpu)"),
+    # A position along an axis is 32 bits in the CUDA kernels
+    *(
+        Case(function, {name: torch.zeros(()).expand(1, 2, *sizes)} | ({"inside": 0.0} if name == "outside" else {}),
+             ValueError, rf"{name}.*2\^31.*2147483648")
+        for function, name in LONG_AXES
+        for sizes in ((1, 2**31), (2**31, 1, 4))
+    ),
 ]  # fmt: skip
 
 
@@ -392,6 +404,20 @@ def test_what_is_no_number(function: str, name: str) -> None:
     for bad in ("half", b"1", 1j, [0.5], 10**400, *truths, *arrays):
         with pytest.raises((TypeError, ValueError), match=name):
             call(function, **{name: bad})
+
+
+# Those that no kernel reads from memory.
+FROM_THE_HOST = [(f, name) for f, names in NUMBERS.items() for name in names
+                 if name not in ("ratio", "threshold", "min_score", "inside", "outside")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "name"), FROM_THE_HOST)
+@pytest.mark.parametrize("way", [contextlib.nullcontext, BaseTorchFunctionMode], ids=["eager", "traced"])
+def test_a_number_on_a_device_is_refused(way: Callable[[], Any], function: str, name: str) -> None:
+    """To read it, the host would have to wait."""
+    message = rf"{name} must be a number.*on meta.*wait.*{name}\.item\(\)"
+    with way(), pytest.raises(TypeError, match=message):
+        call(function, **{name: torch.tensor(0.5, device="meta")})
 
 
 @pytest.mark.parametrize("function", WITH_SELECTION)
