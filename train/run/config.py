@@ -194,7 +194,10 @@ def typed(values: dict[str, Any], usual: FitConfig) -> FitConfig:
     def number(value: Any) -> Any:
         return float(value) if type(value) is int else value
 
-    simple: dict[type, Any] = {float: number}
+    def several(value: Any) -> Any:
+        return tuple(map(number, value)) if isinstance(value, (tuple, list)) else (number(value),)
+
+    simple: dict[Any, Any] = {float: number, tuple[float, ...]: several}
     cast: list[type] = [tuple, Path]
 
     def group(kind: type) -> Callable[[dict[str, Any]], Any]:
