@@ -123,7 +123,7 @@ def age_at(t: float) -> float:
 
 
 def every_map(function: Callable[..., Tensor], *given: Given) -> Given:
-    """The function of their images, of their logits and of their doubt, which is computed once where it is the logits."""
+    """The function of their images, of their logits and of their doubt; where doubt is the logits, it stays them."""
     images = function(*(one.images for one in given))
     logits = function(*(one.logits for one in given))
     same = all(one.doubt is one.logits for one in given)
