@@ -14,9 +14,9 @@ from train.data.layout import labelled_slices
 from train.run.step import Trainer
 
 
-def trained(root: Path, steps: int = 3, **changes: Any) -> tuple[Trainer, list[float]]:
-    """Steps with labels alone, then with two views and dropped channels; dropout is on."""
-    config = tiny_config(root, root / "run", method="unimatch", consistency_from=1, **changes)
+def trained(root: Path, steps: int = 2, **changes: Any) -> tuple[Trainer, list[float]]:
+    """Steps with two views and dropped channels; dropout is on."""
+    config = tiny_config(root, root / "run", method="unimatch", consistency_from=0, **changes)
     device = torch.device("cpu")
     labelled, unlabelled = (
         Batches(Slices(root, names, 4, device), 4, (32, 32), "nearest", 0, stream)
