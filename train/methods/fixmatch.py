@@ -31,9 +31,9 @@ def gated(masking: Masking, **mixing: Any) -> Composed:
 
 
 def dice_of_accepted(config: FitConfig) -> FitConfig:
-    """The unlabelled loss is Dice alone, at its full weight from its start."""
+    """The unlabelled loss is Dice alone, of the full weight after a short ramp: at once it lets classes die out."""
     loss = replace(config.loss, consistency_ce_weight=0.0, consistency_dice_weight=1.0, consistency_weight=1.0)
-    return replace(config, loss=loss, schedule=replace(config.schedule, rampup=0.0))
+    return replace(config, loss=loss, schedule=replace(config.schedule, rampup=0.2))
 
 
 METHODS.add(
