@@ -38,6 +38,7 @@ class View(NamedTuple):
     channel_dropout: float = 0.0  # probability that the student's encoder loses a channel
     weight: float | Tensor = 1.0  # of this view's loss
     region_weights: tuple[float, float] | None = None  # of masked and visible pixels; None: those of the loss
+    believed: Tensor | None = None  # 0-d, share of the labels that are believed; None: of those that are not IGNORED
 
     def restore(self, logits: Tensor) -> Tensor:
         """The student's logits (N, K, H, W) back in the image's own order."""
@@ -52,6 +53,8 @@ class Strategy(ABC):
 
     #: The unlabelled slices are used; False: supervised training.
     unlabelled: ClassVar[bool] = True
+    #: Its views have a target, so that the loss can be of probabilities instead of labels.
+    soft: ClassVar[bool] = False
     #: The labels of all training patients are used.
     all_labels: ClassVar[bool] = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
@@ -18,6 +18,7 @@ from train.parts.strong_view import StrongView
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(Strategy):
+    soft: ClassVar[bool] = True
     strong_view: StrongView = field(default_factory=StrongView)
     mixing: Mixing = field(default_factory=Mixing)
     masking: Masking
@@ -48,7 +49,7 @@ class Composed(Strategy):
 
     def check(self, size: tuple[int, int], labelled: int, unlabelled: int, processes: int) -> None:
         self.strong_view.check()
-        self.mixing.check(unlabelled, processes)
+        self.mixing.check(size, self.masking.patch_size, unlabelled, processes)
         self.masking.check(size, unlabelled, processes)
         self.gate.check()
         if not 0 <= self.channel_dropout < 1:

@@ -39,7 +39,8 @@ class Gate:
             sure = entmask_ext.entropy_map(doubt) < ramped(self.max_entropy, t)
             labels = entmask_ext.patch_where(sure, labels, IGNORED, 1)
         if self.gate == "batch":
-            return view._replace(labels=pseudo_labels(logits), weight=view.weight * believed_share(labels))
+            share = believed_share(labels)
+            return view._replace(labels=pseudo_labels(logits), weight=view.weight * share, believed=share)
         return view._replace(labels=labels)
 
 

@@ -39,8 +39,7 @@ def jittered(images: Tensor, draws: Tensor, probability: float) -> Tensor:
 
     images (N, C, H, W); draws (3, N) in [0, 1): whether, brightness, contrast.
     """
-    used = draws[0] < probability
-    b, c = (torch.where(used, 1 + STRENGTH * (2 * u - 1), 1.0) for u in draws[1:])
+    b, c = torch.where(draws[0] < probability, 1 + STRENGTH * (2 * draws[1:] - 1), 1.0)
     shift = b * (1 - c) * images.mean((1, 2, 3))
     return torch.addcmul(shift[:, None, None, None], images, (b * c)[:, None, None, None])
 
@@ -57,4 +56,7 @@ def blurred(images: Tensor, draws: Tensor, probability: float) -> Tensor:
         distances = (at[:, None] - at) / sigma[:, None, None, None]
         return torch.softmax((-0.5 * distances**2).clamp(min=LEAST), -1)
 
-    return kernel(images.shape[2]) @ images @ kernel(images.shape[3]).mT
+    height, width = images.shape[2:]
+    rows = kernel(height)
+    columns = rows if width == height else kernel(width)
+    return rows @ images @ columns.mT

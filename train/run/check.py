@@ -64,6 +64,8 @@ def check(config: FitConfig, processes: int = 1) -> None:
         require(config.teacher.teacher_mode == "train", "teacher_mode", expected)
         expected = "student when the teacher never runs and ema_buffers is off"
         require(strategy.unlabelled or config.teacher.judge == "student", "judge", expected)
+    if config.loss.consistency != "hard" and strategy.unlabelled:
+        require(strategy.soft, "consistency", f"hard for method {config.method}, which has labels only")
     config.model.check(config.data.size)
     strategy.check(config.data.size, schedule.labelled_batch, schedule.unlabelled_batch, processes)
     if values.get("channel_dropout"):

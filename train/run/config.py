@@ -133,6 +133,9 @@ class FitConfig:
     autocast: Literal["no", "bf16", "fp16"] = "no"
     #: Batch norm over all processes instead of each one's share (CUDA only).
     sync_batch_norm: bool = False
+    #: Student and teacher run through torch.compile: the same results but for rounding, after a start that takes minutes
+    #: longer; needs a C++ compiler, on CUDA Triton. The checkpoints are the same.
+    compile: bool = False
     #: Steps between validations; each is followed by a checkpoint.
     validate_every: int
     #: Steps between flushes of the metrics to disk, the only moments when the host waits for the device.
@@ -159,7 +162,7 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
+MAY_CHANGE = {"recipe", "output", "device", "compile", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
 
 
 def changed_settings(before: FitConfig, after: FitConfig) -> str:
@@ -194,7 +197,10 @@ def typed(values: dict[str, Any], usual: FitConfig) -> FitConfig:
     def number(value: Any) -> Any:
         return float(value) if type(value) is int else value
 
-    simple: dict[type, Any] = {float: number}
+    def several(value: Any) -> Any:
+        return tuple(map(number, value)) if isinstance(value, (tuple, list)) else (number(value),)
+
+    simple: dict[Any, Any] = {float: number, tuple[float, ...]: several}
     cast: list[type] = [tuple, Path]
 
     def group(kind: type) -> Callable[[dict[str, Any]], Any]:

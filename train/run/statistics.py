@@ -8,7 +8,7 @@ from torch import Tensor
 
 import entmask_ext
 from train.parts import IGNORED, View
-from train.parts.gate import pseudo_labels
+from train.parts.gate import believed_share, pseudo_labels
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def step_statistics(
         if threshold is not None:
             seen["above_threshold"] = (entmask_ext.entropy_map(teacher_logits) >= threshold).float().mean()
         seen["pseudo_dice"] = label_dice(pseudo_labels(teacher_logits), truth, teacher_logits.shape[1])
-        seen["accepted"] = (view.labels != IGNORED).float().mean()
+        seen["accepted"] = believed_share(view.labels) if view.believed is None else view.believed
         if view.mixed is not None:
             seen["mixed"] = view.mixed.float().mean()
         if view.patches is not None and view.patch_size is not None:

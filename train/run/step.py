@@ -95,6 +95,9 @@ class Trainer:
         self.teacher.train(config.teacher.teacher_mode == "train")
         if config.teacher.ema_buffers:
             keep_statistics(self.teacher)
+        if config.compile:
+            for network in (self.student, self.teacher):
+                network.compile(options={"fallback_random": True})  # dropout draws what it draws without
         self.parallel = self.processes.parallel(self.student)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
