@@ -288,6 +288,28 @@ def loss(image: Tensor, teacher: Tensor, student: Tensor) -> None:
     save(figure, "loss")
 
 
+def soft_loss(image: Tensor, teacher: Tensor, student: Tensor) -> None:
+    sure = em.entropy_map(teacher) < 0.4
+    p, q = student.softmax(1), teacher.softmax(1)
+    kl = (q * (q.log() - p.log())).sum(1)
+    means = [em.soft_consistency_loss(student, teacher, where, kind="kl").item() for where in (None, sure)]
+    figure, axes = grid_of(
+        "student's argmax",
+        "teacher's argmax",
+        f"mse = {em.soft_consistency_loss(student, teacher).item():.3f}",
+        f"kl = {means[0]:.3f}",
+        f"kl where the teacher\nis sure = {means[1]:.3f}",
+    )
+    classes(axes[0], image, student.argmax(1)[0])
+    classes(axes[1], image, teacher.argmax(1)[0])
+    heat(axes[2], (p - q).square().sum(1))
+    top = float(kl.quantile(0.99))
+    heat(axes[3], kl, top)
+    axes[4].imshow(np.full((SIDE, SIDE), 0.82), cmap="gray", vmin=0, vmax=1)
+    axes[4].imshow(np.ma.masked_where(~sure[0].numpy(), kl[0].numpy()), cmap="magma", vmin=0, vmax=top)
+    save(figure, "soft_loss")
+
+
 def shuffle(images: Tensor) -> None:
     patch = 24
     side = SIDE // patch
@@ -360,6 +382,7 @@ def main() -> None:
         lambda: from_scores(images[1:]),
         lambda: random(images),
         lambda: loss(images[1:], teacher[1:], student[1:]),
+        lambda: soft_loss(images[1:], teacher[1:], student[1:]),
         lambda: shuffle(images),
         lambda: where(images, teacher),
         lambda: components(images[1:], network(truth, (2.5, 2.5), 1.7, seed=3)[1:]),

@@ -23,6 +23,7 @@ from entmask_ext.masking import (  # noqa: E402
     select_patches,
 )
 from entmask_ext.shuffle import gather_patches, shuffle_patches  # noqa: E402
+from entmask_ext.soft_loss import soft_consistency_loss  # noqa: E402
 from entmask_ext.types import ConsistencyLoss, PatchMask, PseudoLabels  # noqa: E402
 
 __version__ = "0.1.0"
@@ -44,5 +45,6 @@ __all__ = [
     "random_patch_mask",
     "select_patches",
     "shuffle_patches",
+    "soft_consistency_loss",
     "uncertainty_map",
 ]

@@ -30,6 +30,7 @@ __all__ = [
     "random_patch_mask",
     "select_patches",
     "shuffle_patches",
+    "soft_consistency_loss",
     "uncertainty_map",
 ]
 
@@ -214,13 +215,15 @@ def consistency_loss(
     patch_size: int | Sequence[int] | None = None,
     *,
     mask_weight: float = 1.5,
+    visible_weight: float = 1.0,
     class_weight: Tensor | None = None,
     ce_weight: float = 0.5,
     dice_weight: float = 0.5,
+    dice_region: str = "all",
     smooth: float = 1e-5,
     denominator_offset: float = 0.0,
 ) -> ConsistencyLoss:
-    """Weighted mean cross entropy of the masked and of the visible pixels, and the soft Dice of both together.
+    """Weighted mean cross entropy of the masked and of the visible pixels, and the soft Dice of both together or each.
 
     l = -ln softmax(logits)[label], w = class_weight[label]: ce = sum w l / (sum w + denominator_offset) over a region;
     dice = mean_k 1 - (2 sum p_k t_k + smooth) / (sum p_k^2 + sum t_k + smooth), t the one-hot label.
@@ -230,7 +233,7 @@ def consistency_loss(
         masked = torch.zeros_like(labels, dtype=torch.bool)
     else:
         assert patch_size is not None, "a grid of patches needs their patch_size"
-        masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:])
+        masked = _spread(patches, _per_axis(patch_size, logits.dim() - 2), logits.shape[2:]).expand(labels.shape)
 
     # From here on, one entry a pixel that counts: (M, K) logits, (M,) labels and region.
     labels = labels.long()
@@ -252,11 +255,36 @@ def consistency_loss(
 
     ce_masked, ce_visible = cross_entropy(masked), cross_entropy(~masked)
     p, t = log_p.exp(), F.one_hot(label, classes).double()
-    fraction = (2 * (p * t).sum(0) + smooth) / ((p * p).sum(0) + t.sum(0) + smooth)
-    dice = (1 - fraction).mean()
-    total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
+
+    def soft_dice(region: Tensor) -> Tensor:
+        p_here, t_here = p[region], t[region]
+        fraction = (2 * (p_here * t_here).sum(0) + smooth) / ((p_here**2).sum(0) + t_here.sum(0) + smooth)
+        return (1 - fraction).mean()
+
+    if dice_region == "all":
+        dice = soft_dice(torch.ones_like(masked))
+    else:
+        regions = [(mask_weight, masked), (visible_weight, ~masked)]
+        dice = sum((weight * soft_dice(region) for weight, region in regions if region.any()), ce_masked.new_zeros(()))
+    total = ce_weight * (mask_weight * ce_masked + visible_weight * ce_visible) + dice_weight * dice
     dtype = _result_dtype(logits.dtype)
     return ConsistencyLoss(total.to(dtype), ce_masked.to(dtype), ce_visible.to(dtype), dice.to(dtype))
+
+
+def soft_consistency_loss(
+    logits: Tensor, target_logits: Tensor, where: Tensor | None = None, *, kind: str = "mse"
+) -> Tensor:
+    """The mean over pixels of sum_k (p_k - q_k)^2 or of sum_k q_k (ln q_k - ln p_k), p and q the two softmaxes."""
+    if where is None:
+        where = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    # From here on, one row a pixel that counts.
+    x, y = (t.movedim(1, -1)[where].double() for t in (logits, target_logits))
+    log_p, log_q = F.log_softmax(x, -1), F.log_softmax(y, -1)
+    p, q = log_p.exp(), log_q.exp()
+    terms = (p - q) ** 2 if kind == "mse" else (q * (log_q - log_p)).masked_fill(q == 0, 0)
+    mean = terms.sum() / max(len(terms), 1)
+    both = torch.promote_types(_result_dtype(logits.dtype), _result_dtype(target_logits.dtype))
+    return mean.to(both)
 
 
 def shuffle_patches(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import entmask_ext
-from train.methods import METHODS, Method, Strategy, View, pseudo_labels
+from train.methods import METHODS, Method
+from train.parts import Given, Strategy, View
+from train.parts.gate import pseudo_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +23,17 @@ class Chessboard(Strategy):
     #: Side of a square in pixels.
     patch_size: int
 
-    def check(self, size: tuple[int, int], batch: int, processes: int) -> None:
+    def check(self, size: tuple[int, int], labelled: int, unlabelled: int, processes: int) -> None:
         if self.patch_size < 1:
             raise ValueError(f"patch_size must be at least 1, got {self.patch_size}")
 
-    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+    def views(self, given: Given, t: float) -> list[View]:
+        images = given.images
         rows, columns = (torch.arange(-(-n // self.patch_size), device=images.device) for n in images.shape[2:])
         first = torch.randint(2, (len(images), 1, 1), device=images.device)  # an image starts with black or with white
         black = ((rows[:, None] + columns + first) % 2).float()
         masked = entmask_ext.patch_mask_from_scores(images, black, self.patch_size, min_score=1.0)
-        return View(masked.image, pseudo_labels(logits), masked.patches, self.patch_size)
+        return [View(masked.image, pseudo_labels(given.logits), masked.patches, self.patch_size)]
 
 
 METHODS.add(

@@ -32,6 +32,8 @@ def run(shape, dtype, layout):
         "pixels": lambda: entmask_ext.patch_mask(image, logits, 1, 0.3, hint=0.1, **labelled),
         "random_patch_mask": lambda: backward(entmask_ext.random_patch_mask(image, shape.patch).image),
         "consistency_loss": lambda: backward(entmask_ext.consistency_loss(logits, labels, patches, shape.patch).total),
+        "regions": lambda: entmask_ext.consistency_loss(logits, labels, patches, shape.patch, dice_region="each"),
+        "soft_consistency_loss": lambda: backward(entmask_ext.soft_consistency_loss(logits, logits.detach(), None)),
         "shuffle_patches": lambda: backward(entmask_ext.shuffle_patches(image, shape.patch, order)),
         "select_patches": lambda: entmask_ext.select_patches(torch.rand(1, 100, 1000).to(logits.dtype), min_score=0.5),
         "patch_where": lambda: backward(entmask_ext.patch_where(patches, image, image * 2, shape.patch)),

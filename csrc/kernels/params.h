@@ -171,28 +171,34 @@ struct BoxMaskParams {
 // Region-weighted cross entropy and soft Dice of the student's logits against the pseudo-labels.
 //   l = -log softmax(logits)[label], w = class_weight[label] (1 without class_weight; a pixel of weight 0 adds 0)
 //   ce_masked = sum_M w l / (sum_M w + offset), ce_visible the same outside M; 0 where the region's sum of w is 0
-//   dice = mean_k [1 - (2 I_k + smooth) / (Q_k + T_k + smooth)], I_k = sum p_k [label = k], Q_k = sum p_k^2, T_k =
-//   #{label = k} total = ce_weight * (mask_weight * ce_masked + ce_visible) + dice_weight * dice
+//   D = mean_k [1 - (2 I_k + smooth) / (Q_k + T_k + smooth)], I_k = sum p_k [label = k], Q_k = sum p_k^2,
+//   T_k = #{label = k}
+//   dice = D over all pixels; with dice_each mask_weight * D over M + visible_weight * D outside M, where a region
+//   without pixels adds 0
+//   total = ce_weight * (mask_weight * ce_masked + visible_weight * ce_visible) + dice_weight * dice
 // Pixels with a label outside [0, K) are in no sum. Without patches every pixel is visible.
 //
-// sums: double [4 + 3 K]: sum_M w l, sum_M w, sum_V w l, sum_V w, I_0.., Q_0.., T_0..
+// sums: double [4 + 3 K]: sum_M w l, sum_M w, sum_V w l, sum_V w, I_0.., Q_0.., T_0..; with dice_each [4 + 6 K], I, Q
+// and T of M, then those of the visible pixels.
 struct LossParams {
   const void* logits;        // [N, K, D, H, W]
   const void* labels;        // [N, D, H, W], strides below (c unused), label_dtype (never none)
-  const bool* patches;       // [N, Gd, Gh, Gw] contiguous, or nullptr
+  const bool* patches;       // [N, Gd, Gh, Gw] contiguous, with patches_stride 0 [1, Gd, Gh, Gw], or nullptr
   const void* class_weight;  // [K] contiguous float32 (float64 for float64 logits), or nullptr
   Strides logits_stride;
   Strides labels_stride;
+  int64_t patches_stride;  // from an image's patches to the next's: P, or 0: the same for all images
   Dtype dtype;
   LabelDtype label_dtype;
   int64_t batch, classes;
-  Grid grid;  // without patches: patch = size, count = 1
-  double mask_weight, ce_weight, dice_weight, smooth, denominator_offset;
+  Grid grid;       // without patches: patch = size, count = 1
+  bool dice_each;  // Dice of each region, not of all pixels
+  double mask_weight, visible_weight, ce_weight, dice_weight, smooth, denominator_offset;
 };
 
 struct LossForwardParams {
   LossParams loss;
-  double* sums;  // [4 + 3 K]
+  double* sums;  // [4 + 3 K], with dice_each [4 + 6 K]
   void* total;   // 0-d each: float32, float64 for float64 logits
   void* ce_masked;
   void* ce_visible;
@@ -200,16 +206,52 @@ struct LossForwardParams {
 };
 
 // With A = d(out)/d(ce of the pixel's region) / (sum w + offset) and
-//   c_k = d(out)/d(dice) / K,  q_k = c_k (-2 [label = k] / (Z_k + smooth) + 2 p_k (2 I_k + smooth) / (Z_k + smooth)^2),
-//   Z = Q + T: d(out)/dx_j = A w (p_j - [label = j]) + p_j (q_j - sum_k p_k q_k)
+//   c_k = d(out)/d(D) / K,  q_k = c_k (-2 [label = k] / (Z_k + smooth) + 2 p_k (2 I_k + smooth) / (Z_k + smooth)^2),
+//   Z = Q + T, with dice_each those of the pixel's region: d(out)/dx_j = A w (p_j - [label = j]) + p_j (q_j - sum_k p_k
+//   q_k)
 struct LossBackwardParams {
   LossParams loss;
-  const double* sums;      // [4 + 3 K], as the forward left them
+  const double* sums;      // as the forward left them
   const void* grad_total;  // 0-d each, dtype of the outputs; nullptr: no gradient came
   const void* grad_ce_masked;
   const void* grad_ce_visible;
   const void* grad_dice;
   void* grad_logits;  // [N, K, D, H, W], dense, dtype of logits, strides below
+  Strides grad_logits_stride;
+};
+
+// The distance between the softmax p of logits and the softmax q of a target's, the mean over the pixels of where.
+//   of a pixel: sum_k (p_k - q_k)^2, or with kl sum_k q_k (ln q_k - ln p_k), where a class with q_k = 0 adds 0
+// 0 where there are no pixels. What stands in the pixels outside does not matter.
+//
+// sums: double [2]: the sum over the pixels, and their number.
+struct SoftLossParams {
+  const void* logits;  // [N, K, D, H, W], strides below
+  const void* target;  // the same
+  const bool* where;   // [N, D, H, W], strides below (c unused), or nullptr: all pixels
+  Strides logits_stride;
+  Strides target_stride;
+  Strides where_stride;
+  Dtype dtype;
+  Dtype target_dtype;
+  int64_t batch, classes;
+  int64_t size[3];
+  bool kl;
+};
+
+struct SoftLossForwardParams {
+  SoftLossParams loss;
+  double* sums;  // [2]
+  void* mean;    // 0-d: float64 where either dtype is, else float32
+};
+
+// With g = d(out)/d(mean) / number of pixels:
+//   d(out)/dx_j = 2 g p_j ((p_j - q_j) - sum_k p_k (p_k - q_k)), or with kl g (p_j - q_j); 0 in pixels outside.
+struct SoftLossBackwardParams {
+  SoftLossParams loss;
+  const double* sums;  // [2], as the forward left them
+  const void* grad;    // 0-d, dtype of the mean
+  void* grad_logits;   // [N, K, D, H, W], dense, dtype of logits, strides below
   Strides grad_logits_stride;
 };
 

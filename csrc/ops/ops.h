@@ -25,14 +25,21 @@ std::tuple<Tensor, Tensor> pseudo_labels(const Tensor& logits, optional<double> 
 
 using LossResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // total, ce_masked, ce_visible, dice, sums
 LossResult consistency_loss(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
-                            at::OptionalIntArrayRef patch_size, double mask_weight, const OptionalTensor& class_weight,
-                            double ce_weight, double dice_weight, double smooth, double denominator_offset);
+                            at::OptionalIntArrayRef patch_size, double mask_weight, double visible_weight,
+                            const OptionalTensor& class_weight, double ce_weight, double dice_weight, double smooth,
+                            double denominator_offset, string_view dice_region);
 Tensor consistency_loss_backward(const OptionalTensor& grad_total, const OptionalTensor& grad_ce_masked,
                                  const OptionalTensor& grad_ce_visible, const OptionalTensor& grad_dice,
                                  const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
                                  at::OptionalIntArrayRef patch_size, const OptionalTensor& class_weight,
-                                 const Tensor& sums, double mask_weight, double ce_weight, double dice_weight,
-                                 double smooth, double denominator_offset);
+                                 const Tensor& sums, double mask_weight, double visible_weight, double ce_weight,
+                                 double dice_weight, double smooth, double denominator_offset, string_view dice_region);
+
+// loss, sums
+std::tuple<Tensor, Tensor> soft_consistency_loss(const Tensor& logits, const Tensor& target_logits,
+                                                 const OptionalTensor& where, string_view kind);
+Tensor soft_consistency_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& target_logits,
+                                      const OptionalTensor& where, string_view kind, const Tensor& sums);
 
 Tensor shuffle_patches(const Tensor& x, at::IntArrayRef patch_size, const Tensor& permutation, bool inverse);
 

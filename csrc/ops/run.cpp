@@ -110,6 +110,18 @@ void run(const LossBackwardParams& p, const c10::Device& device) {
   run_on_cpu(*cpu::kernels().loss_backward, p, p.loss.batch * p.loss.classes * pixels(p.loss.grid.size));
 }
 
+void run(const SoftLossForwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA(
+      p, [](const SoftLossForwardParams& f) { return cuda::soft_loss_forward_workspace(f.loss); },
+      cuda::soft_loss_forward)
+  run_on_cpu(*cpu::kernels().soft_loss_forward, p, 2 * p.loss.batch * p.loss.classes * pixels(p.loss.size));
+}
+
+void run(const SoftLossBackwardParams& p, const c10::Device& device) {
+  ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::soft_loss_backward(p, stream); })
+  run_on_cpu(*cpu::kernels().soft_loss_backward, p, 2 * p.loss.batch * p.loss.classes * pixels(p.loss.size));
+}
+
 void run(const GatherParams& p, const c10::Device& device) {
   ENTMASK_ON_CUDA([&](cudaStream_t stream) { return cuda::gather(p, stream); })
   run_on_cpu(*cpu::kernels().gather, p, p.batch * p.channels * pixels(p.grid.size));

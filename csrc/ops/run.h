@@ -17,6 +17,8 @@ void run(const WhereParams& p, const c10::Device& device);
 void run(const BoxMaskParams& p, const c10::Device& device);
 void run(const LossForwardParams& p, const c10::Device& device);
 void run(const LossBackwardParams& p, const c10::Device& device);
+void run(const SoftLossForwardParams& p, const c10::Device& device);
+void run(const SoftLossBackwardParams& p, const c10::Device& device);
 void run(const GatherParams& p, const c10::Device& device);
 void run(const GatherBackwardParams& p, const c10::Device& device);
 void run(const ComponentsParams& p, const c10::Device& device);

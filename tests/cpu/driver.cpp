@@ -97,6 +97,8 @@ const Operation operations[] = {
     OPERATION("box_mask", box_mask, BoxMaskParams),
     OPERATION("loss_forward", loss_forward, LossForwardParams),
     OPERATION("loss_backward", loss_backward, LossBackwardParams),
+    OPERATION("soft_loss_forward", soft_loss_forward, SoftLossForwardParams),
+    OPERATION("soft_loss_backward", soft_loss_backward, SoftLossBackwardParams),
     OPERATION("gather", gather, GatherParams),
     OPERATION("gather_backward", gather_backward, GatherBackwardParams),
     OPERATION("components", components, ComponentsParams),

@@ -314,7 +314,14 @@ def test_backward(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_backward, dtypes, options)
 
 
-WEIGHTS = {"mask_weight": 1.5, "ce_weight": 0.5, "dice_weight": 0.5, "smooth": 1e-5, "denominator_offset": 1.0}
+WEIGHTS = {
+    "mask_weight": 1.5,
+    "visible_weight": 0.8,
+    "ce_weight": 0.5,
+    "dice_weight": 0.5,
+    "smooth": 1e-5,
+    "denominator_offset": 1.0,
+}
 
 
 def check_loss(
@@ -335,8 +342,9 @@ def check_loss(
         "weights": WEIGHTS,
     }
     plain: dict[str, Any] = {"patches": None, "patch": None, "class_weight": None, "weights": WEIGHTS}
+    shared = {**masked, "patches": masked["patches"][:1], "dice_each": True}
     tolerance = 1e-12 if dtype == "float64" else 1e-5
-    for arguments in (masked, plain):
+    for arguments in (masked, shared, plain):
         if arguments["class_weight"] is not None and dtype != "float64":
             arguments["class_weight"] = arguments["class_weight"].astype(np.float32).astype(np.float64)
         losses, sums, _ = launchers.loss_forward(x, labels, **arguments, **options)
@@ -353,3 +361,28 @@ def check_loss(
 @DTYPES
 def test_loss(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_loss, dtypes, options)
+
+
+def check_soft_loss(
+    shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, layout: str, options: dict[str, Any]
+) -> None:
+    """A target of the same dtype and layout, and one of another."""
+    x = usable(shape, dtype, layout)
+    y = data.logits(shape, seed=shape[-1] + 1, odd=False)
+    where = data.rng(2).random((shape[0], *shape[2:])) < 0.7
+    other = {"float32": "bfloat16", "float64": "float16", "float16": "float64", "bfloat16": "float32"}[dtype]
+    for i, (target, pixels) in enumerate(((tensor(y, dtype, layout), where), (tensor(y, other), None))):
+        kl = (shape[-1] + i) % 2 == 0
+        tolerance = 1e-12 if "float64" in (dtype, target.dtype) else 1e-5
+        mean, sums, _ = launchers.soft_loss_forward(x, target, pixels, kl=kl, **options)
+        wanted, wanted_sums = reference.soft_loss(x.values, target.values, pixels, kl=kl)
+        np.testing.assert_allclose(mean, wanted, rtol=tolerance, atol=tolerance / 10)
+        assert sums[1] == wanted_sums[1]
+        actual, _ = launchers.soft_loss_backward(x, target, pixels, wanted_sums, 0.7, kl=kl, **options)
+        assert_gradient(actual, reference.soft_loss_backward(x.values, target.values, pixels, 0.7, kl=kl), dtype)
+
+
+@every_stage
+@DTYPES
+def test_soft_loss(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
+    each_case(check_soft_loss, dtypes, options)

@@ -232,6 +232,7 @@ def _loss_fields(
     class_weight: np.ndarray | None,
     weights: dict[str, float],
     labels_offset: int,
+    dice_each: bool,
 ) -> dict[str, Any]:
     n, k, *size = logits.storage.shape
     number = _compute(logits.dtype)
@@ -242,12 +243,15 @@ def _loss_fields(
         "class_weight": None if class_weight is None else Input("class_weight", class_weight.astype(number)),
         "logits_stride": strides(logits.storage),
         "labels_stride": strides(labels, channels=False),
+        "patches_stride": 0 if patches is None or len(patches) != n else patches.size // max(1, n),
         "dtype": ENUMS["Dtype"][logits.dtype],
         "label_dtype": ENUMS["LabelDtype"][labels.dtype.name],
         "batch": n,
         "classes": k,
         "grid": grid(size, patch or size),
+        "dice_each": dice_each,
         "mask_weight": 1.5,
+        "visible_weight": 1.0,
         "ce_weight": 0.5,
         "dice_weight": 0.5,
         "smooth": 1e-5,
@@ -268,11 +272,12 @@ def loss_forward(
     class_weight: np.ndarray | None = None,
     weights: dict[str, float] | None = None,
     labels_offset: int = 0,
+    dice_each: bool = False,
     **options: Any,
 ) -> tuple[dict[str, float], np.ndarray, Counts]:
-    """The four losses, the sums [4 + 3 K]."""
-    loss = _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset)
-    sums = Output("sums", np.empty(4 + 3 * loss["classes"]))
+    """The four losses, the sums [4 + 3 K], with dice_each [4 + 6 K]."""
+    loss = _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset, dice_each)
+    sums = Output("sums", np.empty(4 + (6 if dice_each else 3) * loss["classes"]))
     outputs = {name: Output(name, np.empty(1, _compute(logits.dtype))) for name in LOSSES}
     counts = run("loss_forward", "LossForwardParams", {"loss": loss, "sums": sums, **outputs}, **options)
     return {name: float(written(out)[0]) for name, out in outputs.items()}, written(sums), counts
@@ -289,19 +294,82 @@ def loss_backward(
     class_weight: np.ndarray | None = None,
     weights: dict[str, float] | None = None,
     labels_offset: int = 0,
+    dice_each: bool = False,
     **options: Any,
 ) -> tuple[np.ndarray, Counts]:
     """float64 values of grad_logits."""
     grad_logits = like(logits, "grad_logits")
     number = _compute(logits.dtype)
     fields = {
-        "loss": _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset),
+        "loss": _loss_fields(logits, labels, patches, patch, class_weight, weights or {}, labels_offset, dice_each),
         "sums": Input("sums", np.asarray(sums, np.float64)),
         **{f"grad_{name}": Input(f"grad_{name}", np.array([g], number)) for name, g in grads.items()},
         "grad_logits": grad_logits,
         "grad_logits_stride": strides(grad_logits.array),
     }
     counts = run("loss_backward", "LossBackwardParams", fields, **options)
+    return Tensor(written(grad_logits), logits.dtype).values, counts
+
+
+def _soft_loss_fields(
+    logits: Tensor, target: Tensor, where: np.ndarray | None, kl: bool, offset: int
+) -> dict[str, Any]:
+    n, k, *size = logits.storage.shape
+    return {
+        "logits": logits.input("logits"),
+        "target": target.input("target"),
+        "where": None if where is None else Input("where", where.view(np.uint8), offset),
+        "logits_stride": strides(logits.storage),
+        "target_stride": strides(target.storage),
+        "where_stride": strides(np.empty((n, *size), np.uint8) if where is None else where, channels=False),
+        "dtype": ENUMS["Dtype"][logits.dtype],
+        "target_dtype": ENUMS["Dtype"][target.dtype],
+        "batch": n,
+        "classes": k,
+        "size": three(size, 1),
+        "kl": kl,
+    }
+
+
+def soft_loss_forward(
+    logits: Tensor,
+    target: Tensor,
+    where: np.ndarray | None = None,  # [N, *S] bool
+    *,
+    kl: bool,
+    where_offset: int = 0,
+    **options: Any,
+) -> tuple[float, np.ndarray, Counts]:
+    """The mean, the sums [2]."""
+    number = np.float64 if "float64" in (logits.dtype, target.dtype) else np.float32
+    mean, sums = Output("mean", np.empty(1, number)), Output("sums", np.empty(2))
+    loss = _soft_loss_fields(logits, target, where, kl, where_offset)
+    counts = run("soft_loss_forward", "SoftLossForwardParams", {"loss": loss, "sums": sums, "mean": mean}, **options)
+    return float(written(mean)[0]), written(sums), counts
+
+
+def soft_loss_backward(
+    logits: Tensor,
+    target: Tensor,
+    where: np.ndarray | None,
+    sums: np.ndarray,
+    grad: float,
+    *,
+    kl: bool,
+    where_offset: int = 0,
+    **options: Any,
+) -> tuple[np.ndarray, Counts]:
+    """float64 values of grad_logits."""
+    number = np.float64 if "float64" in (logits.dtype, target.dtype) else np.float32
+    grad_logits = like(logits, "grad_logits")
+    fields = {
+        "loss": _soft_loss_fields(logits, target, where, kl, where_offset),
+        "sums": Input("sums", np.asarray(sums, np.float64)),
+        "grad": Input("grad", np.array([grad], number)),
+        "grad_logits": grad_logits,
+        "grad_logits_stride": strides(grad_logits.array),
+    }
+    counts = run("soft_loss_backward", "SoftLossBackwardParams", fields, **options)
     return Tensor(written(grad_logits), logits.dtype).values, counts
 
 

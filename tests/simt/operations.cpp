@@ -16,6 +16,9 @@ size_t workspace_of(const void* params) {
 size_t loss_workspace_of(const void* params) {
   return cuda::loss_forward_workspace(static_cast<const LossForwardParams*>(params)->loss);
 }
+size_t soft_loss_workspace_of(const void* params) {
+  return cuda::soft_loss_forward_workspace(static_cast<const SoftLossForwardParams*>(params)->loss);
+}
 
 template <typename P, cudaError_t (*run)(const P&, void*, cudaStream_t)>
 cudaError_t run_with_workspace(const void* params, void* workspace, cudaStream_t stream) {
@@ -42,6 +45,10 @@ const simt::Operation simt::operations[] = {
     {"loss_forward", sizeof(LossForwardParams), loss_workspace_of,
      run_with_workspace<LossForwardParams, cuda::loss_forward>},
     {"loss_backward", sizeof(LossBackwardParams), no_workspace, run_alone<LossBackwardParams, cuda::loss_backward>},
+    {"soft_loss_forward", sizeof(SoftLossForwardParams), soft_loss_workspace_of,
+     run_with_workspace<SoftLossForwardParams, cuda::soft_loss_forward>},
+    {"soft_loss_backward", sizeof(SoftLossBackwardParams), no_workspace,
+     run_alone<SoftLossBackwardParams, cuda::soft_loss_backward>},
     {"box_mask", sizeof(BoxMaskParams), no_workspace, run_alone<BoxMaskParams, cuda::box_mask>},
     {"gather", sizeof(GatherParams), no_workspace, run_alone<GatherParams, cuda::gather>},
     {"gather_backward", sizeof(GatherBackwardParams), no_workspace,

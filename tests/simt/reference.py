@@ -214,8 +214,9 @@ def loss(
     patch: Sequence[int] | None,
     class_weight: np.ndarray | None,
     weights: dict[str, float],
+    dice_each: bool = False,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The four losses and the sums [4 + 3 K] of LossParams."""
+    """The four losses and the sums of LossParams."""
     k, size = x.shape[1], x.shape[2:]
     logp = log_softmax(x)
     label = labels_.astype(np.int64)
@@ -226,31 +227,44 @@ def loss(
     nll = -np.take_along_axis(logp, safe[:, None], 1)[:, 0]
     with np.errstate(invalid="ignore"):
         weighted = np.where(pixel_weight == 0, 0.0, pixel_weight * nll)
-    masked = np.zeros(label.shape, bool) if patches is None else pixel_mask(patches, size, patch or size)
+    masked = masked_pixels(label, patches, patch)
     onehot = (label[:, None] == np.arange(k).reshape(1, k, *[1] * len(size))) & valid[:, None]
     p = np.where(valid[:, None], np.exp(logp), 0.0)
     axes = (0, *range(2, x.ndim))
-    sums = np.concatenate(
-        [
-            [weighted[masked].sum(), pixel_weight[masked].sum(), weighted[~masked].sum(), pixel_weight[~masked].sum()],
-            np.where(onehot, p, 0.0).sum(axes),
-            (p * p).sum(axes),
-            onehot.sum(axes),
-        ]
-    )
-    return losses_of(sums, k, weights), sums
+    regions = [masked[:, None], ~masked[:, None]] if dice_each else [np.ones_like(masked[:, None])]
+    of_classes = [np.where(r, v, 0.0).sum(axes) for r in regions for v in (np.where(onehot, p, 0.0), p * p, onehot)]
+    of_regions = [v[r].sum() for r in (masked, ~masked) for v in (weighted, pixel_weight)]
+    sums = np.concatenate([of_regions, *of_classes])
+    return losses_of(sums, k, weights, dice_each), sums
 
 
-def losses_of(sums: np.ndarray, k: int, weights: dict[str, float]) -> dict[str, float]:
+def masked_pixels(labels_: np.ndarray, patches: np.ndarray | None, patch: Sequence[int] | None) -> np.ndarray:
+    """[N, *S] bool from patches [N or 1, *G]."""
+    if patches is None:
+        return np.zeros(labels_.shape, bool)
+    return np.broadcast_to(pixel_mask(patches, labels_.shape[1:], patch or labels_.shape[1:]), labels_.shape)
+
+
+def losses_of(sums: np.ndarray, k: int, weights: dict[str, float], dice_each: bool = False) -> dict[str, float]:
     offset, smooth = weights["denominator_offset"], weights["smooth"]
 
     def mean(total: float, weight: float) -> float:
         return total / (weight + offset) if weight != 0 else 0.0
 
-    inter, square, count = sums[4:].reshape(3, k)
-    dice = float((1 - (2 * inter + smooth) / (square + count + smooth)).mean())
+    def soft_dice(inter: np.ndarray, square: np.ndarray, count: np.ndarray) -> float:
+        return float((1 - (2 * inter + smooth) / (square + count + smooth)).mean())
+
+    visible_weight = weights.get("visible_weight", 1.0)
+    if dice_each:
+        weighted = zip((weights["mask_weight"], visible_weight), sums[4:].reshape(2, 3, k), strict=True)
+        dice = sum(weight * soft_dice(*of) for weight, of in weighted if of[2].sum() > 0)
+    else:
+        dice = soft_dice(*sums[4:].reshape(3, k))
     masked, visible = mean(sums[0], sums[1]), mean(sums[2], sums[3])
-    total = weights["ce_weight"] * (weights["mask_weight"] * masked + visible) + weights["dice_weight"] * dice
+    total = (
+        weights["ce_weight"] * (weights["mask_weight"] * masked + visible_weight * visible)
+        + weights["dice_weight"] * dice
+    )
     return {"total": total, "ce_masked": masked, "ce_visible": visible, "dice": dice}
 
 
@@ -263,33 +277,65 @@ def loss_backward(
     patch: Sequence[int] | None,
     class_weight: np.ndarray | None,
     weights: dict[str, float],
+    dice_each: bool = False,
 ) -> np.ndarray:
     """The chain rule through sums: d(out)/d(sums), then d(sums)/dx pixel by pixel."""
     _, k, *size = x.shape
-    _, sums = loss(x, labels_, patches=patches, patch=patch, class_weight=class_weight, weights=weights)
+    _, sums = loss(
+        x, labels_, patches=patches, patch=patch, class_weight=class_weight, weights=weights, dice_each=dice_each
+    )
     g = {name: grads.get(name, 0.0) for name in ("total", "ce_masked", "ce_visible", "dice")}
     g_masked = g["ce_masked"] + g["total"] * weights["ce_weight"] * weights["mask_weight"]
-    g_visible = g["ce_visible"] + g["total"] * weights["ce_weight"]
+    visible_weight = weights.get("visible_weight", 1.0)
+    g_visible = g["ce_visible"] + g["total"] * weights["ce_weight"] * visible_weight
     g_dice = (g["dice"] + g["total"] * weights["dice_weight"]) / k
     offset, smooth = weights["denominator_offset"], weights["smooth"]
-    inter, square, count = sums[4:].reshape(3, k)
-    z = square + count + smooth
-    d_inter = g_dice * -2 / z
-    d_square = g_dice * (2 * inter + smooth) / z**2
+    masked = masked_pixels(labels_, patches, patch)
+    shape = (1, k, *[1] * len(size))
+    d_inter, d_square = np.zeros((2, 1, *[1] * (x.ndim - 1)))
+    regions = [(weights["mask_weight"], masked), (visible_weight, ~masked)] if dice_each else [(1.0, True)]
+    for (weight, region), (inter, square, count) in zip(regions, sums[4:].reshape(-1, 3, k), strict=True):
+        z, here = square + count + smooth, np.expand_dims(region, 1) if dice_each else True
+        with np.errstate(divide="ignore", invalid="ignore"):  # a region without pixels
+            d_inter = np.where(here, (weight * g_dice * -2 / z).reshape(shape), d_inter)
+            d_square = np.where(here, (weight * g_dice * (2 * inter + smooth) / z**2).reshape(shape), d_square)
     d_masked = g_masked / (sums[1] + offset) if sums[1] != 0 else 0.0
     d_visible = g_visible / (sums[3] + offset) if sums[3] != 0 else 0.0
 
     label = labels_.astype(np.int64)
     valid = (label >= 0) & (label < k)
     w = np.ones(k) if class_weight is None else class_weight
-    masked = np.zeros(label.shape, bool) if patches is None else pixel_mask(patches, size, patch or size)
     p = np.exp(log_softmax(x))
-    shape = (1, k, *[1] * len(size))
     onehot = (label[:, None] == np.arange(k).reshape(shape)).astype(np.float64)
     ce = np.where(masked, d_masked, d_visible) * np.where(valid, w[np.where(valid, label, 0)], 0.0)
-    dp = d_inter.reshape(shape) * onehot + 2 * d_square.reshape(shape) * p
+    dp = d_inter * onehot + 2 * d_square * p
     grad = ce[:, None] * (p - onehot) + p * (dp - (p * dp).sum(1, keepdims=True))
     return np.where(valid[:, None], grad, 0.0)
+
+
+def soft_distance(x: np.ndarray, y: np.ndarray, *, kl: bool) -> np.ndarray:
+    """Of each pixel [N, *S]; NaN where a softmax is not defined."""
+    log_p, log_q = log_softmax(x), log_softmax(y)
+    p, q = np.exp(log_p), np.exp(log_q)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(q == 0, 0.0, q * (log_q - log_p)) if kl else (p - q) ** 2
+    return np.where(unusable(x) | unusable(y), np.nan, terms.sum(1))
+
+
+def soft_loss(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, *, kl: bool) -> tuple[float, np.ndarray]:
+    """The mean over the pixels that count, the sums [2]."""
+    distances = soft_distance(x, y, kl=kl)[np.ones(x[:, 0].shape, bool) if where is None else where]
+    total = float(distances.sum())
+    return total / distances.size if distances.size else 0.0, np.array([total, distances.size])
+
+
+def soft_loss_backward(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, grad: float, *, kl: bool) -> np.ndarray:
+    counts = np.ones(x[:, 0].shape, bool) if where is None else where
+    p, q = np.exp(log_softmax(x)), np.exp(log_softmax(y))
+    d = p - q
+    of_pixel = d if kl else 2 * p * (d - (p * d).sum(1, keepdims=True))
+    of_pixel = np.where((unusable(x) | unusable(y))[:, None], np.nan, of_pixel)
+    return np.where(counts[:, None], grad * of_pixel / max(1, counts.sum()), 0.0)
 
 
 def shuffle_patches(

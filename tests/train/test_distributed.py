@@ -14,6 +14,7 @@ from tiny import command, tiny_config, write_tiny
 
 from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.networks import build_network
+from train.parts import Given
 from train.run import losses
 from train.run.config import FitConfig
 
@@ -121,7 +122,7 @@ def test_a_step_is_the_mean_of_two_half_batches(root: Path, tmp_path: Path) -> N
         unlabelled = Batches(streams[1], 4, data.size, data.interpolation, 0, UNLABELLED, share, 2).at(0)
         with torch.no_grad():
             logits = teacher(unlabelled.images)
-        view = config.mask.view(unlabelled.images, logits, 0.0)
+        (view,) = config.strategy.views(Given(unlabelled.images, logits, labelled), 0.0)
         loss = losses.supervised_loss(student(labelled.images), labelled.labels, config.loss).total
         loss = loss + losses.unlabelled_loss(student(view.images), view, config.loss, None).total
         (loss / 2).backward()

@@ -112,7 +112,7 @@ def test_schedules() -> None:
     assert schedule.consistency_weight(999) == 0.0 and 0 < schedule.consistency_weight(1000) < 0.001
     assert schedule.consistency_weight(29_999) == 0.1
     assert [schedule.ema_decay(t) for t in (0, 1, 3, 10_000)] == [0.0, 0.5, 0.75, 0.99]
-    assert schedule.config.mask.at(0.0) == schedule.config.mask.at(0.999) == {"ratio": 0.5, "threshold": 0.75}
+    assert schedule.config.strategy.at(0.0) == schedule.config.strategy.at(0.999) == {"ratio": 0.5, "threshold": 0.75}
     mcl = Schedule(1000, configure("mcl", "epochs"))
     assert mcl.consistency_from == 100 and mcl.lr(999) == pytest.approx(0.001)
     assert ramped((0.75, 0.6), 1.0) == pytest.approx(0.6)
@@ -129,7 +129,7 @@ def test_help_shows_the_defaults_of_method_and_recipe(
     said = " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
     for default in ("0.4", "0.6", "1000", "256 256", "500"):
         assert f"(default: {default})" in said
-    assert said.count("(default: None)") == 3  # root, output, iterations
+    assert said.count("(default: None)") == 5  # root, output, min_confidence, max_entropy, iterations
 
 
 def test_method_comes_before_recipe_and_the_user_before_both() -> None:
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 
 BAD = {
-    "method": ({"method": "nonsense"}, "method must be one of entropy-count"),
+    "method": ({"method": "nonsense"}, "method must be one of adamix, bcp"),
     "labelled": ({"labelled": 99}, "99"),
     "no unlabelled": ({"labelled": 4}, "leaves no unlabelled slice"),
     "size": ({"size": (30, 33)}, "size must be positive multiples of 2"),
@@ -215,10 +215,8 @@ def test_bad_settings_are_named_before_anything_is_written(
 
 def test_a_name_whose_settings_are_not_its_own(root: Path, tmp_path: Path) -> None:
     config = tiny_config(root, tmp_path / "run", method="random")
-    with pytest.raises(
-        ValueError, match=r"^mask must be SurestPatches, the settings of method entropy-lowr, got Random"
-    ):
-        fit(replace(config, method="entropy-lowr"))
+    with pytest.raises(ValueError, match=r"^strategy must be TwoWayPaste, the settings of method bcp, got Composed"):
+        fit(replace(config, method="bcp"))
     assert not (tmp_path / "run").exists()
 
 

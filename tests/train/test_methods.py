@@ -10,8 +10,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from train.data.batches import Batch
 from train.data.phantom import ensure_phantom
-from train.methods import METHODS, View
+from train.methods import METHODS
+from train.parts import Given, View
 from train.run import losses
 from train.run.config import FitConfig
 from train.run.fit import fit
@@ -35,7 +37,15 @@ def view_of(
     method: str, images: torch.Tensor, logits: torch.Tensor, ratio: float, threshold: float, **changes: object
 ) -> View:
     changes = {"ratio": (ratio,), "threshold": (threshold,), **changes}
-    return tiny_config(Path("data"), Path("run"), method=method, **changes).mask.view(images, logits, 0.0)
+    config = tiny_config(Path("data"), Path("run"), method=method, **changes)
+    (view,) = config.strategy.views(given(images, logits), 0.0)
+    return view
+
+
+def given(images: torch.Tensor, logits: torch.Tensor) -> Given:
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(K, (N, SIZE, SIZE), generator=generator).to(torch.uint8)
+    return Given(images, logits, logits, Batch(torch.rand(images.shape, generator=generator), labels))
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -141,7 +151,8 @@ def reference_loss(logits: torch.Tensor, view: View, config: FitConfig) -> torch
     p, t = logits.softmax(1), torch.nn.functional.one_hot(labels, K).movedim(-1, 1).double()
     axes = (0, 2, 3)
     dice = (1 - (2 * (p * t).sum(axes) + 1e-5) / ((p * p).sum(axes) + t.sum(axes) + 1e-5)).mean()
-    return loss.ce_weight * (loss.mask_weight * parts[0] + parts[1]) + loss.dice_weight * dice
+    ce = loss.mask_weight * parts[0] + parts[1]
+    return loss.consistency_ce_weight * ce + loss.consistency_dice_weight * dice
 
 
 @pytest.mark.parametrize(
@@ -158,11 +169,11 @@ def reference_loss(logits: torch.Tensor, view: View, config: FitConfig) -> torch
 )
 def test_loss_variants(method: str, changes: dict[str, object], images: torch.Tensor, logits: torch.Tensor) -> None:
     config = tiny_config(Path("data"), Path("run"), method=method, **changes)
-    view = config.mask.view(images, logits, 0.0)
+    (view,) = config.strategy.views(given(images, logits), 0.0)
     student = torch.randn(N, K, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    got = losses.unlabelled_loss(
-        student, view, config.loss, losses.class_weights(config.loss, K, torch.device("cpu"))
-    ).total
+    got = losses.unlabelled_loss(student, view, config.loss, losses.class_weights(config.loss, K, torch.device("cpu")))[
+        "consistency"
+    ]
     torch.testing.assert_close(got.double(), reference_loss(view.restore(student), view, config), rtol=1e-5, atol=1e-7)
     if method == "entropy-count":
         assert view.patches is not None and not view.patches.any()  # the empty region that made NaN of 0 / 0
@@ -195,7 +206,7 @@ def test_every_method_learns_the_phantom(method: str, phantom: Path, tmp_path: P
 
 def test_names() -> None:
     assert METHODS.full_name("topr") == "entropy-topr"
-    with pytest.raises(ValueError, match=r"method must be one of entropy-count, .*'toprr'"):
+    with pytest.raises(ValueError, match=r"method must be one of adamix, bcp, .*'toprr'"):
         METHODS.full_name("toprr")
     for name, method in METHODS.items():
         assert name in describe() and method.formula in describe()

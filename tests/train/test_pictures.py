@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,20 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from train.evaluate.pictures import PATCH_COLOUR, class_colours, class_names, draw_panel, draw_slices, save_figure
+from train.evaluate.pictures import (
+    IGNORED_COLOUR,
+    MIXED_COLOUR,
+    PATCH_COLOUR,
+    class_colours,
+    class_names,
+    draw_panel,
+    draw_slices,
+    save_figure,
+)
+from train.parts import IGNORED, View
 
 NAMES = ("background", "wall", "cavity")
+OTHERS = (PATCH_COLOUR, MIXED_COLOUR, IGNORED_COLOUR)
 
 
 def slices() -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,12 +38,12 @@ def slices() -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def panel(**changes: object) -> Figure:
+def panel(names: Sequence[str] = NAMES, **changes: Any) -> Figure:
     images, labels = slices()
     patches = torch.zeros(2, 4, 4, dtype=torch.bool)
     patches[:, 1:3, 1:3] = True
-    given = {"patches": patches, "patch_size": 8, "names": NAMES, **changes}
-    return draw_panel("step 1", images, torch.rand(2, 32, 32), view=images, labels=labels, truth=labels, **given)
+    given = {"patches": patches, "patch_size": 8, **changes}
+    return draw_panel("step 1", images, torch.rand(2, 32, 32), View(images, labels, **given), labels, names)
 
 
 def legend_of(figure: Figure) -> dict[str, tuple[float, ...]]:
@@ -53,24 +66,44 @@ def shown(figure: Figure, path: Path, row: int, column: int) -> np.ndarray:
 
 @pytest.mark.parametrize("classes", [2, 4, 9, 10, 40])
 def test_no_class_has_the_colour_of_patches_or_of_another_class(classes: int) -> None:
-    colours = np.array([to_rgb(colour) for colour in (PATCH_COLOUR, *class_colours(classes))])
-    assert len(colours) == classes
-    apart = np.abs(colours[:, None] - colours).sum(-1) + 9 * np.eye(classes)
-    assert apart[0].min() > 0.4 and apart.min() > 0.02
+    colours = np.array([to_rgb(colour) for colour in (*OTHERS, *class_colours(classes))])
+    assert len(colours) == classes + 2
+    apart = np.abs(colours[:, None] - colours).sum(-1) + 9 * np.eye(len(colours))
+    assert apart[0].min() > 0.4 and apart[:3].min() > 0.1 and apart.min() > 0.02
 
 
 def test_the_legend_names_the_colours_that_are_drawn(tmp_path: Path) -> None:
     """The middle of every picture is one colour over a dim image: the legend's, though each slice has one class."""
     figure = panel()
     legend = legend_of(figure)
-    assert list(legend) == ["wall", "cavity", "masked patch"]
+    assert list(legend) == ["wall", "cavity", "masked"]
     for row, name in enumerate(("wall", "cavity")):
-        for column, expected in ((2, "masked patch"), (4, name), (5, name)):
+        for column, expected in ((2, "masked"), (4, name), (5, name)):
             pixels = shown(figure, tmp_path / "panel.png", row, column)
             height, width = pixels.shape[:2]
             tint = pixels[height // 2, width // 2] - pixels[height // 2, width // 2].min()
             colour = np.array(legend[expected]) - min(legend[expected])
             np.testing.assert_allclose(tint, 0.6 * colour, atol=0.02, err_msg=f"{row} {column}")
+
+
+def test_what_is_mixed_masked_and_not_believed_is_told_apart(tmp_path: Path) -> None:
+    """The mixed patches are around the masked one; the label of the middle is not believed."""
+    images, labels = slices()
+    patches, mixed = torch.zeros(2, 2, 4, 4, dtype=torch.bool)
+    patches[:, 2, 2], mixed[:, :, 2] = True, True
+    labels[:, 14:18, 14:18] = IGNORED
+    view = View(images, labels, patches, 8, mixed=mixed, mixed_patch_size=8)
+    figure = draw_panel("step 1", images, torch.rand(2, 32, 32), view, labels, NAMES)
+    legend = legend_of(figure)
+    assert list(legend) == ["wall", "cavity", "a partner's", "masked", "not believed"]
+    pixels = shown(figure, tmp_path / "panel.png", 0, 2)
+    for at, name in (((0.6, 0.6), "masked"), ((0.9, 0.6), "a partner's")):
+        pixel = pixels[tuple(int(f * n) for f, n in zip(at, pixels.shape, strict=False))]
+        colour = np.array(legend[name]) - min(legend[name])
+        np.testing.assert_allclose(pixel - pixel.min(), 0.6 * colour, atol=0.02, err_msg=name)
+    middle = shown(figure, tmp_path / "panel.png", 0, 4)
+    middle = middle[middle.shape[0] // 2, middle.shape[1] // 2]
+    assert np.ptp(middle) < 0.02  # grey
 
 
 def test_a_volume_has_a_legend_and_classes_without_names_have_numbers() -> None:

@@ -74,7 +74,7 @@ def test_a_method_is_one_file(tmp_path: Path) -> None:
     done = run("train.methods", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     assert '"masked": 0.5' in (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["mask"] == {"patch_size": 4}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["strategy"] == {"patch_size": 4}
     assert "--ratio" in run("train.methods", tmp_path, *arguments, "--ratio", "0.5").stderr  # it has no such setting
 
 

@@ -198,7 +198,7 @@ FIELDS = {
     "a list": (lambda values: "[]", "config.json: the configuration of a run must be a JSON object, got list"),
     "older": (lambda values: values["teacher"].pop("judge"), "config.json: .*field 'teacher.judge' is missing"),
     "newer": (lambda values: values["loss"].update(focal=1), "config.json: .*focal"),
-    "a number": (lambda values: values.update(mask=3), "config.json: .*field 'mask' must be an object, got 3"),
+    "a number": (lambda values: values.update(strategy=3), "config.json: .*field 'strategy' must be an object, got 3"),
     "a list for text": (
         lambda values: values.update(method=[3]),
         r"config.json: .*field 'method' must be text, got \[3\]",

@@ -58,7 +58,9 @@ def tiny_config(
 ) -> FitConfig:
     """Eight steps of 4 + 4 slices of 32x32 through a two-level network; changes name any field of the configuration."""
     small = {} if architecture != "unet" else {"channels": (4, 8), "dropout": (0.1, 0.2)}
+    settings = flatten(configure(method, architecture=architecture))
     patches = {"patch_size": 8, "ratio": (0.5,), "threshold": (0.5,)}
+    patches = {name: value for name, value in patches.items() if name in settings}
     return configure(
         method,
         architecture=architecture,

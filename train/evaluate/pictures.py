@@ -19,10 +19,11 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from train.files import write_atomically
+from train.parts import IGNORED, View
 
-TITLES = ("image", "teacher entropy", "masked patches", "student sees", "pseudo-label", "truth")
+TITLES = ("image", "teacher entropy", "mixed or masked", "student sees", "pseudo-label", "truth")
 CLASS_COLOURS = ("#e4572e", "#f3c623", "#3c91e6", "#7bd389", "#9d4edd", "#00a6a6", "#c1666b", "#4f6d7a")
-PATCH_COLOUR = "#ff00e6"  # of no class
+PATCH_COLOUR, MIXED_COLOUR, IGNORED_COLOUR = "#ff00e6", "#00e5c0", "#808080"  # of no class
 ALPHA = 0.6
 WINDOW = (1.0, 96.0)  # percentiles that are shown black and white: a few bright voxels must not darken the rest
 COLUMNS = 5
@@ -32,26 +33,26 @@ def draw_panel(
     title: str,
     images: Tensor,
     entropy: Tensor,
-    patches: Tensor | None,
-    patch_size: int | None,
-    view: Tensor,
-    labels: Tensor,
+    view: View,
     truth: Tensor,
     names: Sequence[str],
     rows: int = 4,
 ) -> Figure:
-    """images, view (N, 1, H, W); entropy (N, H, W) in [0, 1]; patches (N, Gh, Gw) bool; labels, truth (N, H, W).
+    """images (N, 1, H, W); entropy (N, H, W) in [0, 1]; truth (N, H, W); the view is of all of them or of the first.
 
     names: of every class, background first.
     """
-    height, width = images.shape[2:]
-    if patches is None or patch_size is None:
-        masked = torch.zeros(len(images), height, width)
-    else:
-        masked = F.interpolate(patches[:, None].float(), scale_factor=patch_size)[:, 0, :height, :width].cpu()
-    columns = [array(x) for x in (images[:, 0], entropy, masked, view[:, 0], labels, truth)]
+    size = (images.shape[2], images.shape[3])
+    where = [pixels(view.mixed, view.mixed_patch_size, size), pixels(view.patches, view.patch_size, size)]
+    if view.mixed is view.patches:
+        where[1] = None
+    changed = torch.zeros(len(view.images), *size)
+    for value, mask in enumerate(where, 1):
+        if mask is not None:
+            changed[mask.cpu()] = value
+    columns = [array(x) for x in (images[:, 0], entropy, changed, view.images[:, 0], view.labels, truth)]
     image = columns[0]
-    count = min(rows, len(image))
+    count = min(rows, len(view.images))
     figure = new_figure((12, 2.05 * count + 0.8))
     axes = figure.subplots(count, len(TITLES), squeeze=False)
     for r in range(count):
@@ -65,13 +66,16 @@ def draw_panel(
                 continue
             axis.imshow(columns[3][r] if c == 3 else image[r], cmap="gray", vmin=low, vmax=high)
             if c == 2:
-                axis.imshow(np.ma.masked_equal(columns[c][r], 0), cmap=ListedColormap([PATCH_COLOUR]), alpha=ALPHA)
+                colours = ListedColormap([MIXED_COLOUR, PATCH_COLOUR])
+                axis.imshow(np.ma.masked_equal(columns[c][r], 0), cmap=colours, vmin=1, vmax=2, alpha=ALPHA)
             elif c > 3:
                 overlay(axis, columns[c][r], len(names))
     bar = figure.colorbar(shown, ax=axes[:, 1], location="bottom", fraction=0.03, pad=0.01, ticks=(0, 1))
     bar.ax.set_xticklabels(("0: sure", "1: unsure"), fontsize=8)
     figure.suptitle(title, fontsize=11)
-    legend(figure, names, {"masked patch": PATCH_COLOUR})
+    further = {"a partner's": MIXED_COLOUR, "masked": PATCH_COLOUR}
+    further = {name: colour for (name, colour), mask in zip(further.items(), where, strict=True) if mask is not None}
+    legend(figure, names, further | ({"not believed": IGNORED_COLOUR} if (view.labels == IGNORED).any() else {}))
     return figure
 
 
@@ -121,9 +125,19 @@ def class_colours(classes: int) -> list[str]:
     return [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, classes - 1))]
 
 
+def pixels(patches: Tensor | None, patch_size: int | None, size: tuple[int, int]) -> Tensor | None:
+    """Patches (N, *grid) bool as a mask of pixels (N, H, W)."""
+    if patches is None or patch_size is None:
+        return None
+    return F.interpolate(patches[:, None].float(), scale_factor=patch_size)[:, 0, : size[0], : size[1]] > 0
+
+
 def overlay(axis: Axes, labels: np.ndarray, classes: int) -> None:
+    """Colours of the classes but 0 over a slice; grey where labels are IGNORED."""
+    ignored = np.ma.masked_not_equal(labels, IGNORED)
+    axis.imshow(ignored, cmap=ListedColormap([IGNORED_COLOUR]), alpha=ALPHA, interpolation="nearest")
     axis.imshow(
-        np.ma.masked_equal(labels, 0),
+        np.ma.masked_where((labels == 0) | (labels == IGNORED), labels),
         cmap=ListedColormap(class_colours(classes)),
         vmin=0.5,
         vmax=classes - 0.5,

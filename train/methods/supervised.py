@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from train.methods import METHODS, Method, Strategy, View
-from train.methods.patches import PatchSettings
+from train.methods import METHODS, Method
+from train.parts import Given, View
+from train.parts.composed import Composed
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsOnly(PatchSettings, Strategy):
+class LabelsOnly(Composed):
     unlabelled: ClassVar[bool] = False
 
-    def view(self, images: Tensor, logits: Tensor, t: float) -> View:
+    def views(self, given: Given, t: float) -> list[View]:
         raise AssertionError("supervised training has no view of unlabelled slices")
 
 

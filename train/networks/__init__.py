@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from train.registry import Registry
 
 class Network(ABC):
     """A frozen dataclass whose fields are the network's settings: flags of `fit` and keys of config.json."""
+
+    #: The module takes channel_dropout (N,), the probability that a channel of an image's features is dropped.
+    drops_channels: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, size: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,13 @@ def upsample(inputs: int, outputs: int, how: Literal["bilinear", "transposed"]) 
     )
 
 
+def drop_channels(features: Tensor, probability: Tensor) -> Tensor:
+    """As nn.Dropout2d, with a probability (N,) for each image."""
+    kept = 1 - probability[:, None].expand(features.shape[:2])
+    factor = torch.bernoulli(kept) / kept
+    return features * factor[:, :, None, None].to(features.dtype)
+
+
 class UNet(nn.Module):
     """images (N, C, H, W) -> logits (N, K, H, W); H and W are multiples of 2 ** (levels - 1), 16 by default."""
 
@@ -63,11 +70,15 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(conv_block(2 * fine, fine, 0.0) for fine, _ in pairs)
         self.head = nn.Conv2d(channels[0], num_classes, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, channel_dropout: Tensor | None = None) -> Tensor:
+        """channel_dropout (N,): the probability that a channel of an image's features is 0 for the decoder."""
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(self.pool(x) if level else x)
             skips.append(x)
+        if channel_dropout is not None:
+            skips = [drop_channels(features, channel_dropout) for features in skips]
+            x = skips[-1]
         for up, block, skip in zip(self.up, self.decoder, skips[-2::-1], strict=True):
             x = block(torch.cat([skip, up(x)], 1))
         return self.head(x)
@@ -75,6 +86,7 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(Network):
+    drops_channels: ClassVar[bool] = True
     #: Channels of the U-Net's levels, finest first.
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     #: Dropout of the encoder's levels.

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import dacite
 
-from train.methods import Strategy
 from train.networks import Network
+from train.parts import Strategy
 
 
 def folder(name: str, given: Path | str | None) -> Path | None:
@@ -48,6 +48,11 @@ class TeacherConfig:
     #: The teacher's batch-norm statistics follow the student's by the same average. False: it keeps its own, from its
     #: own forward passes, which needs teacher_mode train and a method that runs the teacher.
     ema_buffers: bool = True
+    #: Standard deviation of the noise on the teacher's images, cut off at twice that.
+    teacher_noise: float = 0.0
+    #: Passes of the teacher, each with its own noise and dropout, whose mean softmax says how sure it is; 1: the pass
+    #: that makes the pseudo-labels.
+    teacher_passes: int = 1
     #: Mode of the teacher when it makes pseudo-labels. In train mode its dropout is on, which raises the entropy and
     #: makes the mask vary from step to step.
     teacher_mode: Literal["eval", "train"] = "eval"
@@ -57,15 +62,24 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    #: Weight of cross entropy, in the supervised and in the consistency loss.
+    #: Weight of cross entropy in the supervised loss.
     ce_weight: float = 0.5
-    #: Weight of soft Dice, in both losses.
+    #: Weight of soft Dice in the supervised loss.
     dice_weight: float = 0.5
+    #: What the student is held to. hard: pseudo-labels, by cross entropy and Dice. mse: the teacher's probabilities, by
+    #: sum_k (p_k - q_k)^2; kl: by sum_k q_k (ln q_k - ln p_k); means over the pixels.
+    consistency: Literal["hard", "mse", "kl"] = "hard"
+    #: Weight of cross entropy in the consistency loss.
+    consistency_ce_weight: float = 0.5
+    #: Weight of soft Dice in the consistency loss.
+    consistency_dice_weight: float = 0.5
     #: Weight of the consistency loss after its ramp.
     consistency_weight: float = 0.1
     #: region: mask_weight x mean over masked pixels + mean over visible ones, an empty region adds 0. unweighted: the
     #: mean over all.
     consistency_ce: Literal["region", "unweighted"] = "region"
+    #: all: one Dice over all pixels. each: mask_weight x Dice of the masked pixels + Dice of the visible ones.
+    dice_region: Literal["all", "each"] = "all"
     #: Weight of the masked pixels' cross entropy against the visible ones'.
     mask_weight: float = 1.5
     #: Class weight of background in the consistency cross entropy; the other classes have 1.
@@ -103,7 +117,7 @@ class FitConfig:
 
     #: What the student is shown and told about unlabelled slices; `python -m train methods` lists them.
     method: str
-    #: Where the other settings come from. quick: minutes on two cores; reduced: 1500 steps of 6 + 6 slices at 128x128;
+    #: Where the other settings come from. quick: minutes on two cores; reduced: 6000 steps of 6 + 6 slices at 128x128;
     #: iterations: 30000 steps of 12 + 12 at 256x256, consistency from step 1000; epochs: 1000 epochs of 2 + 18.
     recipe: Literal["quick", "reduced", "iterations", "epochs"]
     #: Which network: a file of train/networks.
@@ -119,6 +133,9 @@ class FitConfig:
     autocast: Literal["no", "bf16", "fp16"] = "no"
     #: Batch norm over all processes instead of each one's share (CUDA only).
     sync_batch_norm: bool = False
+    #: Student and teacher run through torch.compile: the same results but for rounding, after a start that takes minutes
+    #: longer; needs a C++ compiler, on CUDA Triton. The checkpoints are the same.
+    compile: bool = False
     #: Steps between validations; each is followed by a checkpoint.
     validate_every: int
     #: Steps between flushes of the metrics to disk, the only moments when the host waits for the device.
@@ -129,7 +146,7 @@ class FitConfig:
     model: Network
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    mask: Strategy
+    strategy: Strategy
     schedule: ScheduleConfig
 
     def __post_init__(self) -> None:
@@ -145,7 +162,7 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-MAY_CHANGE = {"recipe", "output", "device", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
+MAY_CHANGE = {"recipe", "output", "device", "compile", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
 
 
 def changed_settings(before: FitConfig, after: FitConfig) -> str:
@@ -180,13 +197,16 @@ def typed(values: dict[str, Any], usual: FitConfig) -> FitConfig:
     def number(value: Any) -> Any:
         return float(value) if type(value) is int else value
 
-    simple: dict[type, Any] = {float: number}
+    def several(value: Any) -> Any:
+        return tuple(map(number, value)) if isinstance(value, (tuple, list)) else (number(value),)
+
+    simple: dict[Any, Any] = {float: number, tuple[float, ...]: several}
     cast: list[type] = [tuple, Path]
 
     def group(kind: type) -> Callable[[dict[str, Any]], Any]:
         return lambda given: dacite.from_dict(kind, given, dacite.Config(simple, cast, strict=True))
 
-    hooks = {**simple, Strategy: group(type(usual.mask)), Network: group(type(usual.model))}
+    hooks = {**simple, Strategy: group(type(usual.strategy)), Network: group(type(usual.model))}
     try:
         return dacite.from_dict(FitConfig, values, dacite.Config(hooks, cast, strict=True))
     except dacite.DaciteError as error:

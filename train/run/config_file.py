@@ -11,7 +11,7 @@ from train.files import parse_json
 from train.run.config import FitConfig, typed
 from train.run.recipes import configure
 
-LATER = {"architecture", "sync_batch_norm"}  # what files of 0.1.0 lack; the default is what they mean
+LATER = {"architecture", "sync_batch_norm", "compile"}  # what files of 0.1.0 lack; the default is what they mean
 
 
 def to_json(config: FitConfig) -> str:

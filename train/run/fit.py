@@ -41,7 +41,7 @@ def run_folder(config: FitConfig) -> RunFolder:
 
 def read_data(config: FitConfig, device: torch.device) -> Data:
     """Everything the run reads, in memory; each file is checked before training starts."""
-    data, strategy = config.data, config.mask
+    data, strategy = config.data, config.strategy
     root = ensure_phantom(ROOT) if data.root is None else data.root
     labelled, unlabelled = labelled_slices(root, data.labelled)
     if strategy.all_labels:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import entmask_ext
 from entmask_ext import ConsistencyLoss
-from train.methods import View
+from train.parts import IGNORED, View
 from train.run.config import LossConfig
 
 
@@ -16,20 +16,34 @@ def supervised_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> Consi
     return entmask_ext.consistency_loss(logits, labels, ce_weight=config.ce_weight, dice_weight=config.dice_weight)
 
 
-def unlabelled_loss(logits: Tensor, view: View, config: LossConfig, class_weight: Tensor | None) -> ConsistencyLoss:
-    """The student's logits for view.images against the teacher's pseudo-labels for the whole images."""
-    region = config.consistency_ce == "region" and view.permutation is None
-    return entmask_ext.consistency_loss(
+def unlabelled_loss(logits: Tensor, view: View, config: LossConfig, class_weight: Tensor | None) -> dict[str, Tensor]:
+    """The loss "consistency" of the student's logits for view.images against the teacher's answer, and its parts."""
+    if config.consistency != "hard":
+        assert view.target is not None
+        believed = view.labels != IGNORED
+        soft = entmask_ext.soft_consistency_loss(view.restore(logits), view.target, believed, kind=config.consistency)
+        return {"consistency": soft}
+    region = view.region_weights is not None or (config.consistency_ce == "region" and view.permutation is None)
+    mask_weight, visible_weight = view.region_weights or (config.mask_weight, 1.0)
+    hard = entmask_ext.consistency_loss(
         view.restore(logits),
         view.labels,
         view.patches if region else None,
         view.patch_size if region else None,
-        mask_weight=config.mask_weight,
+        mask_weight=mask_weight,
+        visible_weight=visible_weight,
         class_weight=class_weight,
-        ce_weight=config.ce_weight,
-        dice_weight=config.dice_weight,
+        ce_weight=config.consistency_ce_weight,
+        dice_weight=config.consistency_dice_weight,
+        dice_region=config.dice_region,
         denominator_offset=config.denominator_offset,
     )
+    return {
+        "consistency": hard.total,
+        "consistency_ce_masked": hard.ce_masked,
+        "consistency_ce_visible": hard.ce_visible,
+        "consistency_dice": hard.dice,
+    }
 
 
 def class_weights(config: LossConfig, classes: int, device: torch.device) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from train.files import parse_json, sync, write_atomically
-from train.methods import Strategy
+from train.parts import Strategy
 from train.run.folder import RunFolder
 from train.run.processes import Processes
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from train.methods import METHODS
-from train.methods.patches import PatchSettings
 from train.networks import NETWORKS
+from train.parts.masking import Masking
 from train.run.config import DataConfig, FitConfig, ScheduleConfig, flatten, replace_fields, typed
 
 
@@ -23,7 +23,7 @@ def quick(method: str, architecture: str) -> FitConfig:
         panel_every=200,
         data=DataConfig(size=(96, 96), labelled=3),
         model=NETWORKS[architecture](),
-        mask=METHODS[method].strategy(PatchSettings(patch_size=8, ratio=(0.2,))),
+        strategy=METHODS[method].strategy(Masking(patch_size=8, ratio=(0.2,))),
         schedule=ScheduleConfig(iterations=1000, labelled_batch=4, unlabelled_batch=4, lr=0.05, consistency_from=0.25),
     )
 
@@ -37,7 +37,7 @@ def reduced(method: str, architecture: str) -> FitConfig:
         panel_every=1000,
         data=DataConfig(size=(128, 128), labelled=7),
         model=NETWORKS[architecture](),
-        mask=METHODS[method].strategy(PatchSettings(patch_size=8, ratio=(0.5,))),
+        strategy=METHODS[method].strategy(Masking(patch_size=8, ratio=(0.5,))),
         schedule=ScheduleConfig(iterations=6000, labelled_batch=6, unlabelled_batch=6, lr=0.05, consistency_from=600),
     )
 
@@ -51,7 +51,7 @@ def iterations(method: str, architecture: str) -> FitConfig:
         panel_every=1000,
         data=DataConfig(size=(256, 256), labelled=7),
         model=NETWORKS[architecture](),
-        mask=METHODS[method].strategy(PatchSettings(patch_size=16, ratio=(0.5,))),
+        strategy=METHODS[method].strategy(Masking(patch_size=16, ratio=(0.5,))),
         schedule=ScheduleConfig(iterations=30_000, labelled_batch=12, unlabelled_batch=12, consistency_from=1000),
     )
 
@@ -65,7 +65,7 @@ def epochs(method: str, architecture: str) -> FitConfig:
         panel_every=2000,
         data=DataConfig(size=(256, 256), labelled=7),
         model=NETWORKS[architecture](),
-        mask=METHODS[method].strategy(PatchSettings(patch_size=16, ratio=(0.5,))),
+        strategy=METHODS[method].strategy(Masking(patch_size=16, ratio=(0.5,))),
         schedule=ScheduleConfig(epochs=1000, labelled_batch=2, unlabelled_batch=18, consistency_from=0.1),
     )
 

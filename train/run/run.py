@@ -18,7 +18,8 @@ from train.data.volumes import Volumes
 from train.evaluate.metrics import mean_of
 from train.evaluate.pictures import class_names, draw_panel, save_figure
 from train.files import remove_parts, there, write_atomically
-from train.methods import pseudo_labels
+from train.parts import View
+from train.parts.gate import pseudo_labels
 from train.run import checkpoint
 from train.run.config import FitConfig, changed_settings
 from train.run.config_file import from_json, to_json
@@ -67,7 +68,7 @@ class Run:
             write_atomically(folder.config, to_json(config).encode())
             write_atomically(folder.data, (json.dumps(data.summary, indent=2) + "\n").encode())
         processes.wait()
-        self.monitor = Monitor(folder, processes, Watch(config.mask, schedule.unlabelled_batch), self.start)
+        self.monitor = Monitor(folder, processes, Watch(config.strategy, schedule.unlabelled_batch), self.start)
 
     def resume(self) -> None:
         path, best = self.folder.checkpoint("last"), self.folder.checkpoint("best")
@@ -190,15 +191,14 @@ class Run:
             with torch.no_grad(), self.trainer.autocast():
                 logits = self.trainer.teacher.eval()(batch.images)
             self.trainer.teacher.train(was)
-        view = step.view
+        view = step.views[0] if step.views else None
+        if view is None:
+            view = View(batch.images, pseudo_labels(logits))
         picture = draw_panel(
             f"{self.config.method}, step {done}",
             batch.images,
             entmask_ext.entropy_map(logits),
-            None if view is None else view.patches,
-            None if view is None else view.patch_size,
-            batch.images if view is None else view.images,
-            pseudo_labels(logits) if view is None else view.labels,
+            view,
             batch.labels,
             class_names(self.description.classes, self.config.data.classes),
         )

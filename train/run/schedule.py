@@ -29,9 +29,9 @@ class Schedule:
 
     def at(self, step: int) -> dict[str, float]:
         """What is in force at a step, by name: the rates and, once there is consistency, the strategy's settings."""
-        weight = self.consistency_weight(step) if self.config.mask.unlabelled else 0.0
+        weight = self.consistency_weight(step) if self.config.strategy.unlabelled else 0.0
         values = {"lr": self.lr(step), "consistency_weight": weight}
-        return values | self.config.mask.at(self.time(step)) if weight > 0 else values
+        return values | self.config.strategy.at(self.time(step)) if weight > 0 else values
 
     def time(self, step: int) -> float:
         """How far the run is, in [0, 1)."""

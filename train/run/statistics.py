@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import entmask_ext
-from train.methods import View
+from train.parts import IGNORED, View
+from train.parts.gate import believed_share, pseudo_labels
 
 
 @torch.no_grad()
@@ -31,7 +32,10 @@ def step_statistics(
     if log:
         if threshold is not None:
             seen["above_threshold"] = (entmask_ext.entropy_map(teacher_logits) >= threshold).float().mean()
-        seen["pseudo_dice"] = label_dice(view.labels, truth, teacher_logits.shape[1])
+        seen["pseudo_dice"] = label_dice(pseudo_labels(teacher_logits), truth, teacher_logits.shape[1])
+        seen["accepted"] = believed_share(view.labels) if view.believed is None else view.believed
+        if view.mixed is not None:
+            seen["mixed"] = view.mixed.float().mean()
         if view.patches is not None and view.patch_size is not None:
             seen["foreground_masked"] = foreground_masked(view.labels, view.patches, view.patch_size)
         if view.scores is not None:
@@ -43,7 +47,7 @@ def foreground_masked(labels: Tensor, patches: Tensor, patch_size: int) -> Tenso
     """Share of the pixels of labels (N, H, W) > 0 that patches (N, Gh, Gw) mask; NaN where no pixel is."""
     height, width = labels.shape[1:]
     pixels = patches.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, :height, :width]
-    foreground = labels > 0
+    foreground = (labels > 0) & (labels != IGNORED)
     return (foreground & pixels).sum() / foreground.sum()
 
 

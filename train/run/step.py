@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from train.data.batches import Batch, Batches
 from train.device import autocast
 from train.files import reason
-from train.methods import View
 from train.networks import build_network
+from train.parts import Given, View
 from train.run import losses
 from train.run.config import FitConfig
 from train.run.processes import Processes
@@ -31,7 +31,7 @@ class Step(NamedTuple):
     labelled: Batch
     unlabelled: Batch | None
     teacher_logits: Tensor | None
-    view: View | None
+    views: list[View]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -61,6 +61,15 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, buffers
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
 
+def dropped(views: list[View], labelled: int) -> dict[str, Tensor]:
+    """The network's argument channel_dropout, (N,) for labelled slices and all views, where a view asks for it."""
+    if not any(view.channel_dropout for view in views):
+        return {}
+    device = views[0].images.device
+    shares = [(0.0, labelled), *((view.channel_dropout, len(view.images)) for view in views)]
+    return {"channel_dropout": torch.cat([torch.full((n,), share, device=device) for share, n in shares])}
+
+
 class Trainer:
     """Student, teacher, optimizer and the step that moves them."""
 
@@ -86,6 +95,9 @@ class Trainer:
         self.teacher.train(config.teacher.teacher_mode == "train")
         if config.teacher.ema_buffers:
             keep_statistics(self.teacher)
+        if config.compile:
+            for network in (self.student, self.teacher):
+                network.compile(options={"fallback_random": True})  # dropout draws what it draws without
         self.parallel = self.processes.parallel(self.student)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=config.schedule.lr, momentum=0.9, weight_decay=1e-4
@@ -110,40 +122,60 @@ class Trainer:
         labelled = self.labelled.at(step)
         unlabelled = self.unlabelled.at(step) if self.unlabelled is not None and weight > 0 else None
         self.timer.mark("data")
-        teacher_logits = view = None
+        teacher_logits, views = None, []
         if unlabelled is not None:
-            with torch.no_grad(), self.autocast():
-                teacher_logits = self.teacher(unlabelled.images)
+            teacher_logits, doubt = self.teach(unlabelled.images)
             self.timer.mark("teacher")
-            view = self.config.mask.view(unlabelled.images, teacher_logits, self.schedule.time(step))
+            given = Given(unlabelled.images, teacher_logits, doubt, labelled)
+            views = self.config.strategy.views(given, self.schedule.time(step))
             self.timer.mark("mask")
-        device = self.losses(labelled, view, weight)
+        device = self.losses(self.config.strategy.supervised(labelled, bool(views)), views, weight)
         self.backward(device["loss"], host["lr"])
         update_teacher(self.teacher, self.student, self.schedule.ema_decay(step), self.config.teacher.ema_buffers)
         self.timer.mark("optimizer")
-        if view is not None and unlabelled is not None and teacher_logits is not None:
-            device |= step_statistics(view, teacher_logits, unlabelled.labels, host.get("threshold"), log)
-        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, view)
+        if views and unlabelled is not None and teacher_logits is not None:
+            device |= step_statistics(views[0], teacher_logits, unlabelled.labels, host.get("threshold"), log)
+        return Step(host, {k: v.detach() for k, v in device.items()}, labelled, unlabelled, teacher_logits, views)
 
-    def losses(self, labelled: Batch, view: View | None, weight: float) -> dict[str, Tensor]:
-        """The loss of one forward pass over both kinds of slices, and its parts."""
-        config, count = self.config.loss, len(labelled.images)
-        images = labelled.images if view is None else torch.cat([labelled.images, view.images])
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits for images (N, C, H, W), and logits that say how sure it is (see Given.doubt)."""
+        noise, passes = self.config.teacher.teacher_noise, self.config.teacher.teacher_passes
+
+        def logits() -> Tensor:
+            seen = images + torch.randn_like(images).mul_(noise).clamp_(-2 * noise, 2 * noise) if noise else images
+            with self.autocast():
+                answer: Tensor = self.teacher(seen)
+            return answer
+
+        answer = logits()
+        if passes == 1:
+            return answer, answer
+        return answer, torch.stack([logits().float().softmax(1) for _ in range(passes)]).mean(0).log()
+
+    def losses(self, labelled: Batch | None, views: list[View], weight: float) -> dict[str, Tensor]:
+        """The loss of one forward pass over the labelled slices and all views, and its parts."""
+        config = self.config.loss
+        images = [view.images for view in views]
+        if labelled is not None:
+            images.insert(0, labelled.images)
+        counts = [len(x) for x in images]
+        parts: dict[str, Tensor] = {}
+        total = images[0].new_zeros(())
+        drop = dropped(views, 0 if labelled is None else counts[0])
         with self.autocast():
-            logits = self.parallel(images)
+            every = self.parallel(images[0] if len(images) == 1 else torch.cat(images), **drop)
             self.timer.mark("student")
-            supervised = losses.supervised_loss(logits[:count], labelled.labels, config)
-            total = supervised.total
-            parts = {"supervised": total, "supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
-            if view is not None:
-                consistency = losses.unlabelled_loss(logits[count:], view, config, self.class_weight)
-                total = total + weight * consistency.total
-                parts |= {
-                    "consistency": consistency.total,
-                    "consistency_ce_masked": consistency.ce_masked,
-                    "consistency_ce_visible": consistency.ce_visible,
-                    "consistency_dice": consistency.dice,
-                }
+            answers = list(every.split(counts))
+            if labelled is not None:
+                supervised = losses.supervised_loss(answers.pop(0), labelled.labels, config)
+                total = parts["supervised"] = supervised.total
+                parts |= {"supervised_ce": supervised.ce_visible, "supervised_dice": supervised.dice}
+            for view, answer in zip(views, answers, strict=True):
+                consistency = losses.unlabelled_loss(answer, view, config, self.class_weight)
+                total = total + weight * (view.weight * consistency["consistency"])
+                for name, part in consistency.items():
+                    parts[name] = parts.get(name, 0) + view.weight * part
         self.timer.mark("loss")
         return {**parts, "loss": total}
 

@@ -38,6 +38,8 @@ struct Kernels {
   const Stage<BoxMaskParams>* box_mask;
   const Stage<LossForwardParams>* loss_forward;
   const Stage<LossBackwardParams>* loss_backward;
+  const Stage<SoftLossForwardParams>* soft_loss_forward;
+  const Stage<SoftLossBackwardParams>* soft_loss_backward;
   const Stage<GatherParams>* gather;
   const Stage<GatherBackwardParams>* gather_backward;
   const Stage<ComponentsParams>* components;

@@ -7,8 +7,10 @@
 
 namespace entmask::cpu::ENTMASK_ISA {
 
-// The sums of the loss: masked w l, masked w, visible w l, visible w, then I_0.., Q_0.., T_0..
+// The sums of the loss: masked w l, masked w, visible w l, visible w, then I_0.., Q_0.., T_0.. of all pixels, or of
+// each region.
 constexpr int kHead = 4;
+ENTMASK_INLINE int64_t loss_sums(const LossParams& p) { return kHead + (p.dice_each ? 6 : 3) * p.classes; }
 
 ENTMASK_INLINE int64_t loss_items(const LossParams& p) { return strip_items(p.grid, p.batch); }
 
@@ -24,6 +26,13 @@ ENTMASK_INLINE void load_labels(const L* p, int64_t stride, int64_t n, int64_t r
     }
   }
   for (int64_t i = n; i < n + room; ++i) out[i] = I(-1);
+}
+
+// How many pixels count in the class sums I_0.., Q_0.., T_0..
+ENTMASK_INLINE double region_pixels(const double* sums, int64_t classes) {
+  double pixels = 0;
+  for (int64_t k = 0; k < classes; ++k) pixels += sums[2 * classes + k];
+  return pixels;
 }
 
 // A piece of at most kChunk pixels of one row of an image, as the row functions see it.
@@ -51,7 +60,7 @@ ENTMASK_INLINE void for_each_piece(const LossParams& p, int64_t begin, int64_t e
     for (int64_t x0 = 0; x0 < width; x0 += kChunk) {
       const int64_t count = width - x0 < kChunk ? width - x0 : kChunk;
       if (p.patches) {
-        const bool* const row = p.patches + item.strip * g.count[2];
+        const bool* const row = p.patches + item.n * p.patches_stride + (item.gz * g.count[1] + item.gy) * g.count[2];
         spread_patches(g, x0, count, masked, [&](int64_t gx) { return row[gx] ? I(-1) : I(0); });
       }
       for (int64_t r = item.first; r < item.last; ++r) {
@@ -82,6 +91,12 @@ ENTMASK_INLINE IVec<T> load_mask(const IVecElement<T>* masked, int64_t at) {
   IVec<T> v;
   __builtin_memcpy(&v, masked + at, sizeof v);
   return v;
+}
+
+// Calls f with the number of classes as with_classes does, and with whether each region has its own Dice.
+template <class S, class F>
+ENTMASK_INLINE auto with_regions(const LossParams& p, F&& f) {
+  return with_classes<S>(p.classes, [&](auto k) { return p.dice_each ? f(k, Constant<2>{}) : f(k, Constant<1>{}); });
 }
 
 // The pixel's own weight: the weight of its label's class, 1 without class weights.

@@ -6,46 +6,48 @@
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-// d(out)/d(ce) over the region's denominator, and the two factors of a class's Dice gradient:
-//   q_k = alpha_k [label = k] + beta_k p_k
+// d(out)/d(ce) over the region's denominator.
 template <class T>
 struct Factors {
   T masked, visible;
-  double dice;
-  const double* sums;
-  int64_t classes;
-  double smooth;
+};
 
-  ENTMASK_INLINE double denominator(int64_t k) const {
-    return sums[kHead + classes + k] + sums[kHead + 2 * classes + k] + smooth;
-  }
-  ENTMASK_INLINE T alpha(int64_t k) const { return T(-2 * dice / denominator(k)); }
-  ENTMASK_INLINE T beta(int64_t k) const {
-    const double z = denominator(k);
-    return T(2 * dice * (2 * sums[kHead + k] + smooth) / (z * z));
+// The two factors of a class's Dice gradient, q_k = alpha_k [label = k] + beta_k p_k.
+template <class T>
+struct DiceFactors {
+  T *alpha, *beta;  // [K] each
+
+  // dice: d(out)/d(D) / K, for the class sums I_0.., Q_0.., T_0.. A region without pixels has no gradient.
+  ENTMASK_INLINE void set(double dice, const double* sums, int64_t classes, double smooth, bool of_region) const {
+    const bool none = of_region && region_pixels(sums, classes) == 0;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double z = sums[classes + k] + sums[2 * classes + k] + smooth;
+      alpha[k] = none ? 0 : T(-2 * dice / z);
+      beta[k] = none ? 0 : T(2 * dice * (2 * sums[k] + smooth) / (z * z));
+    }
   }
 };
 
 template <class T>
+double read_grad(const void* g) {
+  return g ? double(*static_cast<const T*>(g)) : 0.0;
+}
+
+template <class T>
 Factors<T> factors(const LossBackwardParams& b) {
   const LossParams& p = b.loss;
-  auto read = [](const void* g) { return g ? double(*static_cast<const T*>(g)) : 0.0; };
-  const double total = read(b.grad_total);
-  const double masked = total * p.ce_weight * p.mask_weight + read(b.grad_ce_masked);
-  const double visible = total * p.ce_weight + read(b.grad_ce_visible);
+  const double total = read_grad<T>(b.grad_total) * p.ce_weight;
+  const double masked = total * p.mask_weight + read_grad<T>(b.grad_ce_masked);
+  const double visible = total * p.visible_weight + read_grad<T>(b.grad_ce_visible);
   Factors<T> f;
   f.masked = b.sums[1] > 0 ? T(masked / (b.sums[1] + p.denominator_offset)) : T(0);
   f.visible = b.sums[3] > 0 ? T(visible / (b.sums[3] + p.denominator_offset)) : T(0);
-  f.dice = (total * p.dice_weight + read(b.grad_dice)) / double(p.classes);
-  f.sums = b.sums;
-  f.classes = p.classes;
-  f.smooth = p.smooth;
   return f;
 }
 
-template <class S, int K>
+template <class S, int K, int Regions>
 void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p, const Factors<Compute<S>>& f,
-                  const Compute<S>* alpha, const Compute<S>* beta, const IVecElement<Compute<S>>* labels,
+                  const DiceFactors<Compute<S>> (&dice)[2], const IVecElement<Compute<S>>* labels,
                   const IVecElement<Compute<S>>* masked, Vec<Compute<S>>* memory) {
   using T = Compute<S>;
   using I = IVecElement<T>;
@@ -69,7 +71,20 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
       u += part;
     });
     const Vec<T> inverse = T(1) / u;
-    const Vec<T> ce = w * (load_mask<T>(masked, at) ? splat<T>(f.masked) : splat<T>(f.visible));
+    const IVec<T> inside = load_mask<T>(masked, at);
+    const Vec<T> ce = w * (inside ? splat<T>(f.masked) : splat<T>(f.visible));
+    const auto alpha = [&](int64_t k) {
+      if constexpr (Regions == 1)
+        return dice[0].alpha[k];
+      else
+        return inside ? splat<T>(dice[0].alpha[k]) : splat<T>(dice[1].alpha[k]);
+    };
+    const auto beta = [&](int64_t k) {
+      if constexpr (Regions == 1)
+        return dice[0].beta[k];
+      else
+        return inside ? splat<T>(dice[0].beta[k]) : splat<T>(dice[1].beta[k]);
+    };
     // With a = alpha_label: dot = sum_k beta_k q_k^2 + a q_label, and the gradient of class k is
     //   q_k (ce - dot + beta_k q_k) + [label = k] (a q_label - ce)
     Vec<T> dot = Vec<T>{}, own = Vec<T>{};
@@ -78,15 +93,15 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
 #pragma GCC unroll 8
       for (int64_t k = first; k < last; ++k) {
         q[k] = keep_where<T>(valid, q[k] * inverse);  // 0 at an ignored pixel, and with it the gradient
-        part += q[k] * (q[k] * beta[k]);
-        own = label == I(k) ? q[k] * alpha[k] : own;
+        part += q[k] * (q[k] * beta(k));
+        own = label == I(k) ? q[k] * alpha(k) : own;
       }
       dot += part;
     });
     const Vec<T> common = ce - (dot + own), at_label = own - ce;
 #pragma GCC unroll 8
     for (int64_t k = 0; k < classes; ++k) {
-      const Vec<T> g = q[k] * (common + q[k] * beta[k]);
+      const Vec<T> g = q[k] * (common + q[k] * beta(k));
       out.store_class(k, at, add_where<T>(label == I(k), g, at_label));
     }
   }
@@ -96,7 +111,7 @@ template <class S>
 struct BackwardScratch {
   S *piece, *result;
   Vec<Compute<S>>* classes;  // one vector per class
-  Compute<S>*alpha, *beta;   // [K] each
+  DiceFactors<Compute<S>> dice[2];
   size_t bytes;
 
   BackwardScratch(const LossParams& p, void* memory) {
@@ -104,8 +119,10 @@ struct BackwardScratch {
     piece = scratch.take<S>(piece_elements<S>(p.classes));
     result = scratch.take<S>(piece_elements<S>(p.classes));
     classes = scratch.take<Vec<Compute<S>>>(p.classes);
-    alpha = scratch.take<Compute<S>>(p.classes);
-    beta = scratch.take<Compute<S>>(p.classes);
+    for (DiceFactors<Compute<S>>& of : dice) {
+      of.alpha = scratch.take<Compute<S>>(p.classes);
+      of.beta = scratch.take<Compute<S>>(p.classes);
+    }
     bytes = scratch.bytes();
   }
 };
@@ -117,16 +134,20 @@ void backward(const LossBackwardParams& b, void* memory, int64_t begin, int64_t 
   const Strides &st = p.logits_stride, &os = b.grad_logits_stride;
   const Factors<T> f = factors<T>(b);
   const BackwardScratch<S> scratch(p, memory);
-  for (int64_t k = 0; k < p.classes; ++k) scratch.alpha[k] = f.alpha(k), scratch.beta[k] = f.beta(k);
-  with_classes<S>(p.classes, [&](auto k) {
-    constexpr int K = decltype(k)::value;
+  const double dice = (read_grad<T>(b.grad_total) * p.dice_weight + read_grad<T>(b.grad_dice)) / double(p.classes);
+  for (int r = 0; r < (p.dice_each ? 2 : 1); ++r) {
+    const double weight = !p.dice_each ? 1 : r == 0 ? p.mask_weight : p.visible_weight;
+    scratch.dice[r].set(dice * weight, b.sums + kHead + 3 * p.classes * r, p.classes, p.smooth, p.dice_each);
+  }
+  with_regions<S>(p, [&](auto k, auto regions) {
+    constexpr int K = decltype(k)::value, Regions = decltype(regions)::value;
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t) {
       S* const out =
           static_cast<S*>(b.grad_logits) + piece.n * os.n + piece.z * os.d + piece.y * os.h + piece.x0 * os.w;
       for_each_planar_pair(piece.x, st.c, st.w, out, os.c, os.w, p.classes, piece.count, scratch.piece, scratch.result,
                            [&](const Planar<S>& x, const Planar<S>& to, int64_t i) {
-                             backward_row<S, K>(x, to, p, f, scratch.alpha, scratch.beta, piece.labels + i,
-                                                piece.masked + i, scratch.classes);
+                             backward_row<S, K, Regions>(x, to, p, f, scratch.dice, piece.labels + i, piece.masked + i,
+                                                         scratch.classes);
                            });
     });
   });

@@ -17,28 +17,39 @@ namespace {
 constexpr int64_t kFlushVectors = 64;
 
 template <class T, int K>
-struct Sums {
-  Vec<T> head[kHead];
+struct ClassSums {
   ClassVectors<T, K> intersection, square, count;
 
-  ENTMASK_INLINE Sums(Vec<T>* memory, int64_t classes)
-      : intersection(memory), square(memory + classes), count(memory + 2 * classes) {
+  ENTMASK_INLINE ClassSums(Vec<T>* memory, int64_t classes)
+      : intersection(memory), square(memory + classes), count(memory + 2 * classes) {}
+};
+
+template <class T, int K, int Regions>
+struct Sums {
+  Vec<T> head[kHead];
+  ClassSums<T, K> of[2];  // of all pixels; or of the masked and of the visible ones
+
+  ENTMASK_INLINE Sums(Vec<T>* memory, int64_t classes) : of{{memory, classes}, {memory + 3 * classes, classes}} {
     clear(classes);
   }
 
   ENTMASK_INLINE void clear(int64_t classes) {
     for (int i = 0; i < kHead; ++i) head[i] = Vec<T>{};
-    for (int64_t k = 0; k < classes; ++k) intersection[k] = square[k] = count[k] = Vec<T>{};
+    for (int r = 0; r < Regions; ++r)
+      for (int64_t k = 0; k < classes; ++k) of[r].intersection[k] = of[r].square[k] = of[r].count[k] = Vec<T>{};
   }
 };
 
-template <class T, int K>
-void flush(Sums<T, K>& s, int64_t classes, double* out) {
+template <class T, int K, int Regions>
+void flush(Sums<T, K, Regions>& s, int64_t classes, double* out) {
   for (int i = 0; i < kHead; ++i) out[i] += sum(s.head[i]);
-  for (int64_t k = 0; k < classes; ++k) {
-    out[kHead + k] += sum(s.intersection[k]);
-    out[kHead + classes + k] += sum(s.square[k]);
-    out[kHead + 2 * classes + k] += sum(s.count[k]);
+  for (int r = 0; r < Regions; ++r) {
+    double* const of_class = out + kHead + 3 * classes * r;
+    for (int64_t k = 0; k < classes; ++k) {
+      of_class[k] += sum(s.of[r].intersection[k]);
+      of_class[classes + k] += sum(s.of[r].square[k]);
+      of_class[2 * classes + k] += sum(s.of[r].count[k]);
+    }
   }
   s.clear(classes);
 }
@@ -54,9 +65,9 @@ ENTMASK_INLINE void add_region(Vec<T>* head, IVec<T> masked, IVec<T> valid, Vec<
   head[3] = add_where<T>(outside, head[3], w);
 }
 
-template <class S, int K>
+template <class S, int K, int Regions>
 void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Compute<S>>* labels,
-                 const IVecElement<Compute<S>>* masked, Sums<Compute<S>, K>& sums, Vec<Compute<S>>* memory) {
+                 const IVecElement<Compute<S>>* masked, Sums<Compute<S>, K, Regions>& sums, Vec<Compute<S>>* memory) {
   using T = Compute<S>;
   using I = IVecElement<T>;
   const int64_t classes = K ? K : p.classes;
@@ -82,15 +93,27 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
     });
     const Vec<T> z = (own_e - T(1)) + others, u = z + T(1), inverse = T(1) / u;
     const Vec<T> l = log_from_one<T>(u) + (z - (u - T(1))) * inverse - own_d;
-    add_region<T>(sums.head, load_mask<T>(masked, at), valid, w, l);
+    const IVec<T> inside = load_mask<T>(masked, at);
+    add_region<T>(sums.head, inside, valid, w, l);
     const Vec<T> own_q = own_e * inverse;
 #pragma GCC unroll 8
     for (int64_t k = 0; k < classes; ++k) {
       const IVec<T> is_label = label == I(k);
       const Vec<T> q = keep_where<T>(valid, e[k] * inverse);
-      sums.square[k] += q * q;
-      sums.intersection[k] = add_where<T>(is_label, sums.intersection[k], own_q);
-      sums.count[k] = add_where<T>(is_label, sums.count[k], splat<T>(1));
+      if constexpr (Regions == 1) {
+        ClassSums<T, K>& all = sums.of[0];
+        all.square[k] += q * q;
+        all.intersection[k] = add_where<T>(is_label, all.intersection[k], own_q);
+        all.count[k] = add_where<T>(is_label, all.count[k], splat<T>(1));
+      } else {
+        for (int r = 0; r < 2; ++r) {
+          const IVec<T> here = r == 0 ? inside : ~inside;
+          ClassSums<T, K>& own = sums.of[r];
+          own.square[k] = add_where<T>(here, own.square[k], q * q);
+          own.intersection[k] = add_where<T>(is_label & here, own.intersection[k], own_q);
+          own.count[k] = add_where<T>(is_label & here, own.count[k], splat<T>(1));
+        }
+      }
     }
   }
 }
@@ -98,13 +121,13 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
 template <class S>
 struct ForwardScratch {
   S* piece;
-  Vec<Compute<S>>* classes;  // four vectors per class
+  Vec<Compute<S>>* classes;  // one vector per class, and those of the sums
   size_t bytes;
 
   ForwardScratch(const LossParams& p, void* memory) {
     Scratch scratch(memory);
     piece = scratch.take<S>(piece_elements<S>(p.classes));
-    classes = scratch.take<Vec<Compute<S>>>(4 * p.classes);
+    classes = scratch.take<Vec<Compute<S>>>((p.dice_each ? 7 : 4) * p.classes);
     bytes = scratch.bytes();
   }
 };
@@ -114,11 +137,11 @@ void forward(const LossParams& p, const Memory& memory, int64_t begin, int64_t e
   using T = Compute<S>;
   double* const partial = static_cast<double*>(memory.workspace);
   const ForwardScratch<S> scratch(p, memory.scratch);
-  const int64_t n_sums = kHead + 3 * p.classes, w_stride = p.logits_stride.w, k_stride = p.logits_stride.c;
+  const int64_t n_sums = loss_sums(p), w_stride = p.logits_stride.w, k_stride = p.logits_stride.c;
   __builtin_memset(partial + begin * n_sums, 0, size_t((end - begin) * n_sums) * sizeof(double));
-  with_classes<S>(p.classes, [&](auto k) {
-    constexpr int K = decltype(k)::value;
-    Sums<T, K> sums(scratch.classes + p.classes, p.classes);
+  with_regions<S>(p, [&](auto k, auto regions) {
+    constexpr int K = decltype(k)::value, Regions = decltype(regions)::value;
+    Sums<T, K, Regions> sums(scratch.classes + p.classes, p.classes);
     int64_t vectors = 0, current = begin;
     for_each_piece<S>(p, begin, end, [&](const LossPiece<S>& piece, int64_t index) {
       if (index != current || vectors >= kFlushVectors) {
@@ -128,7 +151,7 @@ void forward(const LossParams& p, const Memory& memory, int64_t begin, int64_t e
       }
       for_each_planar(piece.x, k_stride, w_stride, p.classes, piece.count, scratch.piece,
                       [&](const Planar<S>& x, int64_t i, int64_t) {
-                        forward_row<S, K>(x, p, piece.labels + i, piece.masked + i, sums, scratch.classes);
+                        forward_row<S, K, Regions>(x, p, piece.labels + i, piece.masked + i, sums, scratch.classes);
                       });
       vectors += ceil_div(piece.count, kWidth<T>);
     });
@@ -136,21 +159,30 @@ void forward(const LossParams& p, const Memory& memory, int64_t begin, int64_t e
   });
 }
 
+// Of the class sums I_0.., Q_0.., T_0..; 0 where a region has no pixels.
+double soft_dice(const double* s, int64_t classes, double smooth, bool of_region) {
+  if (of_region && region_pixels(s, classes) == 0) return 0;
+  double dice = 0;
+  for (int64_t k = 0; k < classes; ++k)
+    dice += 1 - (2 * s[k] + smooth) / (s[classes + k] + s[2 * classes + k] + smooth);
+  return dice / double(classes);
+}
+
 template <class T>
 void write_outputs(const LossForwardParams& f) {
   const LossParams& p = f.loss;
   const double* const s = f.sums;
-  const int64_t K = p.classes;
   const double masked = s[1] > 0 ? s[0] / (s[1] + p.denominator_offset) : 0;
   const double visible = s[3] > 0 ? s[2] / (s[3] + p.denominator_offset) : 0;
-  double dice = 0;
-  for (int64_t k = 0; k < K; ++k)
-    dice += 1 - (2 * s[kHead + k] + p.smooth) / (s[kHead + K + k] + s[kHead + 2 * K + k] + p.smooth);
-  dice /= double(K);
+  const auto dice_of = [&](int r) {
+    return soft_dice(s + kHead + 3 * p.classes * r, p.classes, p.smooth, p.dice_each);
+  };
+  const double dice = p.dice_each ? p.mask_weight * dice_of(0) + p.visible_weight * dice_of(1) : dice_of(0);
   *static_cast<T*>(f.ce_masked) = T(masked);
   *static_cast<T*>(f.ce_visible) = T(visible);
   *static_cast<T*>(f.dice) = T(dice);
-  *static_cast<T*>(f.total) = T(p.ce_weight * (p.mask_weight * masked + visible) + p.dice_weight * dice);
+  *static_cast<T*>(f.total) =
+      T(p.ce_weight * (p.mask_weight * masked + p.visible_weight * visible) + p.dice_weight * dice);
 }
 
 int64_t items(const LossForwardParams& f) { return loss_items(f.loss); }
@@ -161,7 +193,7 @@ size_t scratch_bytes(const LossForwardParams& f) {
 }
 
 size_t workspace_bytes(const LossForwardParams& f) {
-  return size_t(items(f)) * size_t(kHead + 3 * f.loss.classes) * sizeof(double);
+  return size_t(items(f)) * size_t(loss_sums(f.loss)) * sizeof(double);
 }
 
 void run(const LossForwardParams& f, const Memory& memory, int64_t begin, int64_t end) {
@@ -169,7 +201,7 @@ void run(const LossForwardParams& f, const Memory& memory, int64_t begin, int64_
 }
 
 void finish(const LossForwardParams& f, const void* workspace) {
-  const int64_t n_items = items(f), n_sums = kHead + 3 * f.loss.classes;
+  const int64_t n_items = items(f), n_sums = loss_sums(f.loss);
   const double* const partial = static_cast<const double*>(workspace);
   for (int64_t j = 0; j < n_sums; ++j) f.sums[j] = 0;
   for (int64_t i = 0; i < n_items; ++i)

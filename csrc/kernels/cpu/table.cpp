@@ -17,6 +17,8 @@ const Kernels table = {
     &box_mask,
     &loss_forward,
     &loss_backward,
+    &soft_loss_forward,
+    &soft_loss_backward,
     &gather,
     &gather_backward,
     &components,

@@ -15,6 +15,8 @@ extern const Stage<WhereParams> where;
 extern const Stage<BoxMaskParams> box_mask;
 extern const Stage<LossForwardParams> loss_forward;
 extern const Stage<LossBackwardParams> loss_backward;
+extern const Stage<SoftLossForwardParams> soft_loss_forward;
+extern const Stage<SoftLossBackwardParams> soft_loss_backward;
 extern const Stage<GatherParams> gather;
 extern const Stage<GatherBackwardParams> gather_backward;
 extern const Stage<ComponentsParams> components;

@@ -33,6 +33,10 @@ size_t loss_forward_workspace(const LossParams& p);
 cudaError_t loss_forward(const LossForwardParams& p, void* workspace, cudaStream_t stream);
 cudaError_t loss_backward(const LossBackwardParams& p, cudaStream_t stream);
 
+size_t soft_loss_forward_workspace(const SoftLossParams& p);
+cudaError_t soft_loss_forward(const SoftLossForwardParams& p, void* workspace, cudaStream_t stream);
+cudaError_t soft_loss_backward(const SoftLossBackwardParams& p, cudaStream_t stream);
+
 cudaError_t gather(const GatherParams& p, cudaStream_t stream);
 cudaError_t gather_backward(const GatherBackwardParams& p, cudaStream_t stream);
 

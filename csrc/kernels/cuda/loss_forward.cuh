@@ -4,6 +4,9 @@
 // warp adds these, and one lane a sum carries on in double; then warps, then blocks are added, all in a fixed order. No
 // atomics. Up to 8 classes everything is in registers. Beyond, softmax takes a pass over the classes and the sums
 // another (from the cache), and a warp's sums a class lie in its own row of the workspace.
+//
+// REGIONS 2: each region has Dice sums of its own. The pixels that a thread reads at once are of one patch, so of one
+// region: a warp adds up the masked lanes' values, then the visible lanes', and most warps have lanes of one kind only.
 #pragma once
 
 #include "loss.cuh"
@@ -15,8 +18,8 @@ constexpr int loss_blocks_a_multiprocessor = 4;
 
 struct LossForwardArguments {
   LossArguments loss;
-  double* partials;   // [4 + 3 K, blocks]
-  double* warp_sums;  // [blocks * loss_warps, 3, K]; more than 8 classes only
+  double* partials;   // [4 + regions * 3 K, blocks]
+  double* warp_sums;  // [blocks * loss_warps, regions, 3, K]; more than 8 classes only
 };
 
 // Cross entropy of one pixel (label -1: none), added to sums [w l of M, w of M, w l of V, w of V].
@@ -31,31 +34,35 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
   sums[3] += masked ? 0 : weight;
 }
 
-template <typename S>
+template <typename S, int REGIONS>
 __global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks_a_multiprocessor)
     loss_registers_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int K = S::classes, values = K <= 4 ? 16 : 32, lanes_a_value = 32 / values;
-  constexpr int steps_a_flush = S::pixels > 4 ? 1 : S::pixels > 1 ? 2 : 8;  // about 8 pixels
+  constexpr int steps_a_flush = REGIONS > 1 || S::pixels > 4 ? 1 : S::pixels > 1 ? 2 : 8;  // about 8 pixels
   static_assert(4 + 3 * K <= values, "a lane's sums are spread over the warp");
-  __shared__ double warp_sum[loss_warps][values];
+  __shared__ double warp_sum[loss_warps][REGIONS * values];
   const LossArguments& a = args.loss;
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
-  double total = 0;  // of value lane / lanes_a_value
+  double total[REGIONS] = {};  // of value lane / lanes_a_value
   const int64_t stride = static_cast<int64_t>(gridDim.x) * loss_threads;
   for (int64_t base = static_cast<int64_t>(blockIdx.x) * loss_threads; base < a.index.total;) {
     F entropy[4] = {}, product[K] = {}, square[K] = {}, count[K] = {};
+    bool masked = false;
     for (int step = 0; step < steps_a_flush && base < a.index.total; ++step, base += stride) {
       const int64_t i = base + threadIdx.x;
       if (i >= a.index.total) continue;
       const PixelIndex::Position at = a.index.at(i);
       F x[K][S::pixels];
       int32_t label[S::pixels];
+      RawLabels<S::pixels> labels;
+      const uint8_t byte = load_masked(a, at);
+      load_labels(labels, a, at);
       load_classes<S>(x, static_cast<const T*>(a.logits) + offset_of(a.logits_stride, at.n, at.d, at.h, at.w),
                       a.logits_stride.c, a.classes);
-      read_labels(label, a, at);
-      const bool masked = is_masked(a, at);
+      narrow_labels(label, labels, a, at);
+      masked = byte != 0;
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F logit = 0, d[K];
@@ -76,33 +83,54 @@ __global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks
         }
       }
     }
-    F sums[values] = {};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sums[j] = entropy[j];
+    for (int region = 0; region < REGIONS; ++region) {
+      const bool own = REGIONS == 1 || masked == (region == 0);
+      if (REGIONS > 1 && !__any_sync(full_warp, own)) continue;
+      F sums[values] = {};
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      sums[4 + k] = product[k];
-      sums[4 + K + k] = square[k];
-      sums[4 + 2 * K + k] = count[k];
+      for (int j = 0; j < 4; ++j) sums[j] = own ? entropy[j] : 0;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        sums[4 + k] = own ? product[k] : 0;
+        sums[4 + K + k] = own ? square[k] : 0;
+        sums[4 + 2 * K + k] = own ? count[k] : 0;
+      }
+      total[region] += static_cast<double>(sum_lanes_spread(sums));
     }
-    total += static_cast<double>(sum_lanes_spread(sums));
   }
-  if (lane % lanes_a_value == 0) warp_sum[warp][lane / lanes_a_value] = total;
+#pragma unroll
+  for (int region = 0; region < REGIONS; ++region) {
+    if (lane % lanes_a_value == 0) warp_sum[warp][region * values + lane / lanes_a_value] = total[region];
+  }
   __syncthreads();
-  if (threadIdx.x < values) {
+  if (threadIdx.x < REGIONS * values) {
+    const int region = static_cast<int>(threadIdx.x) / values, value = static_cast<int>(threadIdx.x) % values;
+    const int kind = (value - 4) / K, k = (value - 4) % K;
+    const bool of_class = value >= 4;
     double sum = warp_sum[0][threadIdx.x];
 #pragma unroll
     for (int w = 1; w < loss_warps; ++w) sum += warp_sum[w][threadIdx.x];
-    const int value = static_cast<int>(threadIdx.x), kind = (value - 4) / K, k = (value - 4) % K;
-    const bool of_class = value >= 4;
-    if (!of_class || (kind < 3 && k < a.classes)) {
-      const int64_t row = of_class ? 4 + kind * a.classes + k : value;
+    if (REGIONS > 1 && !of_class) {  // what a lane adds to the cross entropy is in the sums of its region
+      for (int w = 0; w < loss_warps; ++w) sum += warp_sum[w][(1 - region) * values + value];
+    }
+    if (of_class ? kind < 3 && k < a.classes : region == 0) {
+      const int64_t row = of_class ? 4 + (region * 3 + kind) * a.classes + k : value;
       args.partials[row * gridDim.x + blockIdx.x] = sum;
     }
   }
 }
 
-template <typename S>
+// The warp's sums of N values of the lanes that are `own`, as sum_lanes_spread leaves them.
+template <int N, typename F>
+__device__ __forceinline__ double sum_own(const F (&v)[N], bool own) {
+  F kept[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) kept[i] = own ? v[i] : 0;
+  return static_cast<double>(sum_lanes_spread(kept));
+}
+
+template <typename S, int REGIONS>
 __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
@@ -110,9 +138,10 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
   __shared__ double warp_sum[loss_warps][4];
   const LossArguments& a = args.loss;
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
-  double* const block_rows = args.warp_sums + static_cast<int64_t>(blockIdx.x) * loss_warps * 3 * a.classes;
-  double* const row = block_rows + warp * 3 * a.classes;
-  for (int64_t k = lane; k < 3 * a.classes; k += 32) row[k] = 0;
+  const int64_t row_sums = REGIONS * 3 * a.classes;
+  double* const block_rows = args.warp_sums + static_cast<int64_t>(blockIdx.x) * loss_warps * row_sums;
+  double* const row = block_rows + warp * row_sums;
+  for (int64_t k = lane; k < row_sums; k += 32) row[k] = 0;
   __syncwarp();
   double total = 0;  // of the cross entropy's sum lane / 8
   const int64_t stride = static_cast<int64_t>(gridDim.x) * loss_threads;
@@ -124,9 +153,11 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
     int32_t label[S::pixels];
     F x[S::chunk][S::pixels], scale[S::pixels], entropy[4] = {};
     Softmax<F> softmax[S::pixels];
-    read_labels(label, a, at);
+    RawLabels<S::pixels> labels;
+    load_labels(labels, a, at);
+    narrow_labels(label, labels, a, at);
     read_softmax<S>(softmax, x, logits, a.logits_stride.c, a.classes);
-    const bool masked = is_masked(a, at);
+    const bool masked = load_masked(a, at) != 0;
 #pragma unroll
     for (int p = 0; p < S::pixels; ++p) {
       if (!inside) label[p] = -1;
@@ -154,26 +185,30 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
           hit |= own;
         }
       }
-      double* const sums = row + first + lane / lanes_a_class;
       const bool writes = lane % lanes_a_class == 0 && first + lane / lanes_a_class < a.classes;
-      const double squares = static_cast<double>(sum_lanes_spread(square));
-      if (writes) sums[a.classes] += squares;
-      if (__any_sync(full_warp, hit)) {
-        const double products = static_cast<double>(sum_lanes_spread(product));
-        const double counts = static_cast<double>(sum_lanes_spread(count));
-        if (writes) {
-          sums[0] += products;
-          sums[2 * a.classes] += counts;
+#pragma unroll
+      for (int region = 0; region < REGIONS; ++region) {
+        const bool own = REGIONS == 1 || masked == (region == 0);
+        if (REGIONS > 1 && !__any_sync(full_warp, own)) continue;
+        double* const sums = row + region * 3 * a.classes + first + lane / lanes_a_class;
+        const double squares = sum_own(square, own);
+        if (writes) sums[a.classes] += squares;
+        if (__any_sync(full_warp, hit && own)) {
+          const double products = sum_own(product, own), counts = sum_own(count, own);
+          if (writes) {
+            sums[0] += products;
+            sums[2 * a.classes] += counts;
+          }
         }
       }
     }
   }
   if (lane % 8 == 0) warp_sum[warp][lane / 8] = total;
   __syncthreads();
-  for (int64_t value = threadIdx.x; value < loss_sums(a.classes); value += loss_threads) {
+  for (int64_t value = threadIdx.x; value < loss_sums(a.classes, REGIONS); value += loss_threads) {
     double sum = 0;
     for (int w = 0; w < loss_warps; ++w) {
-      sum += value < 4 ? warp_sum[w][value] : block_rows[w * 3 * a.classes + value - 4];
+      sum += value < 4 ? warp_sum[w][value] : block_rows[w * row_sums + value - 4];
     }
     args.partials[value * gridDim.x + blockIdx.x] = sum;
   }
@@ -182,20 +217,33 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
 constexpr int finish_threads = 512;
 
 struct LossFinishArguments {
-  const double* partials;  // [4 + 3 K, blocks]
-  double* sums;            // [4 + 3 K]
+  const double* partials;  // [4 + regions * 3 K, blocks]
+  double* sums;            // [4 + regions * 3 K]
   void* total;
   void* ce_masked;
   void* ce_visible;
   void* dice;
   int64_t classes, blocks;
-  double mask_weight, ce_weight, dice_weight, smooth, denominator_offset;
+  int regions;
+  double mask_weight, visible_weight, ce_weight, dice_weight, smooth, denominator_offset;
 };
+
+// Of the class sums I, Q, T that begin at s, by a whole warp; 0 where a region has no pixels.
+__device__ __forceinline__ double soft_dice(const LossFinishArguments& a, const double* s) {
+  double dice = 0, pixels = 0;
+  for (int64_t k = threadIdx.x & 31; k < a.classes; k += 32) {
+    const double product = s[k], square = s[a.classes + k], count = s[2 * a.classes + k];
+    dice += 1 - (2 * product + a.smooth) / (square + count + a.smooth);
+    pixels += count;
+  }
+  dice = sum_lanes(dice) / static_cast<double>(a.classes);
+  return a.regions == 2 && sum_lanes(pixels) == 0 ? 0 : dice;
+}
 
 template <typename F>
 __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishArguments a) {
   const int lane = static_cast<int>(threadIdx.x & 31);
-  for (int64_t value = threadIdx.x / 32; value < loss_sums(a.classes); value += finish_threads / 32) {
+  for (int64_t value = threadIdx.x / 32; value < loss_sums(a.classes, a.regions); value += finish_threads / 32) {
     double sum = 0;
     for (int64_t block = lane; block < a.blocks; block += 32) sum += a.partials[value * a.blocks + block];
     sum = sum_lanes(sum);
@@ -203,18 +251,16 @@ __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishA
   }
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  double dice = 0;
-  for (int64_t k = lane; k < a.classes; k += 32) {
-    const double product = a.sums[4 + k], square = a.sums[4 + a.classes + k], count = a.sums[4 + 2 * a.classes + k];
-    dice += 1 - (2 * product + a.smooth) / (square + count + a.smooth);
+  double dice = soft_dice(a, a.sums + 4);
+  if (a.regions == 2) {
+    dice = a.mask_weight * dice + a.visible_weight * soft_dice(a, a.sums + 4 + 3 * a.classes);
   }
-  dice = sum_lanes(dice) / static_cast<double>(a.classes);
   if (lane != 0) return;
   const auto mean = [&](double loss, double weight) {
     return weight == 0 ? 0 : loss / (weight + a.denominator_offset);
   };
   const double masked = mean(a.sums[0], a.sums[1]), visible = mean(a.sums[2], a.sums[3]);
-  const double total = a.ce_weight * (a.mask_weight * masked + visible) + a.dice_weight * dice;
+  const double total = a.ce_weight * (a.mask_weight * masked + a.visible_weight * visible) + a.dice_weight * dice;
   *static_cast<F*>(a.total) = static_cast<F>(total);
   *static_cast<F*>(a.ce_masked) = static_cast<F>(masked);
   *static_cast<F*>(a.ce_visible) = static_cast<F>(visible);
@@ -234,6 +280,8 @@ Layout loss_layout(const LossParams& p) {
   return layout_of_rereading<T>(layout, p.classes, loss_threads);
 }
 
+inline int regions_of(const LossParams& p) { return p.dice_each ? 2 : 1; }
+
 template <typename T>
 size_t loss_forward_bytes(const LossParams& p) {
   int64_t values = 0;
@@ -241,7 +289,8 @@ size_t loss_forward_bytes(const LossParams& p) {
     using S = decltype(shape);
     int64_t blocks;
     const cudaError_t error = loss_blocks<S>(p, &blocks);
-    values = blocks * (loss_sums(p.classes) + (S::classes == 0 ? loss_warps * 3 * p.classes : 0));
+    const int regions = regions_of(p);
+    values = blocks * (loss_sums(p.classes, regions) + (S::classes == 0 ? loss_warps * regions * 3 * p.classes : 0));
     return error;
   });
   return static_cast<size_t>(values) * sizeof(double);
@@ -254,12 +303,14 @@ cudaError_t launch_loss_forward(const LossForwardParams& p, double* workspace, c
     using S = decltype(shape);
     const cudaError_t failed = loss_blocks<S>(p.loss, &blocks);
     if (failed != cudaSuccess || blocks == 0) return failed;
-    const LossForwardArguments a{loss_arguments<S>(p.loss), workspace, workspace + blocks * loss_sums(p.loss.classes)};
+    const LossForwardArguments a{loss_arguments<S>(p.loss), workspace,
+                                 workspace + blocks * loss_sums(p.loss.classes, regions_of(p.loss))};
     const dim3 grid(static_cast<unsigned>(blocks)), block(loss_threads);
     if constexpr (S::classes > 0) {
-      return launch(loss_registers_kernel<S>, grid, block, 0, stream, a);
+      return launch(p.loss.dice_each ? loss_registers_kernel<S, 2> : loss_registers_kernel<S, 1>, grid, block, 0,
+                    stream, a);
     } else {
-      return launch(loss_stream_kernel<S>, grid, block, 0, stream, a);
+      return launch(p.loss.dice_each ? loss_stream_kernel<S, 2> : loss_stream_kernel<S, 1>, grid, block, 0, stream, a);
     }
   });
   if (error != cudaSuccess) return error;
@@ -271,7 +322,9 @@ cudaError_t launch_loss_forward(const LossForwardParams& p, double* workspace, c
                               p.dice,
                               p.loss.classes,
                               blocks,
+                              regions_of(p.loss),
                               p.loss.mask_weight,
+                              p.loss.visible_weight,
                               p.loss.ce_weight,
                               p.loss.dice_weight,
                               p.loss.smooth,
