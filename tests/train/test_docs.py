@@ -1,4 +1,4 @@
-"""The commands of README and docs/training.md run, cut down to two steps on a few small slices."""
+"""The commands of README, docs/training.md and docs/methods.md run, cut down to two steps on a few small slices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tiny import write_tiny
 
 from train.__main__ import main
 from train.run import fit, recipes
+from train.run.config import flatten
+from train.run.methods import describe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r"^    (?:\.venv/bin/)?(?:python|torchrun .*) -m train (.*?)(?:  +#.*)?$", re.MULTILINE)
@@ -36,10 +38,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "ensure_phantom", lambda where: root)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md", "docs/methods.md"])
 def test_commands(document: str, workplace: None, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands(document)
-    assert len(found) == {"README.md": 2, "docs/training.md": 12}[document]
+    assert len(found) == {"README.md": 2, "docs/training.md": 12, "docs/methods.md": 4}[document]
     for line in found:
         arguments = [
             str(path)
@@ -55,6 +57,14 @@ def test_commands(document: str, workplace: None, capsys: pytest.CaptureFixture[
             for name, values in {**SHORT, "iterations": (steps,)}.items():
                 arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
         assert main(arguments) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_page_of_methods_is_what_the_command_prints() -> None:
+    """Else: what stands before "## adamix", then `python -m train methods`."""
+    page = (REPOSITORY / "docs/methods.md").read_text()
+    assert page.endswith("\n\n" + describe())
+    flags = {name.replace("_", "-") for name in flatten(recipes.configure("fixmatch"))}
+    assert set(re.findall(r"`--([a-z-]+)", page.split("\n## ")[0])) <= flags
 
 
 def test_notebook(workplace: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,5 +208,8 @@ def test_names() -> None:
     assert METHODS.full_name("topr") == "entropy-topr"
     with pytest.raises(ValueError, match=r"method must be one of adamix, bcp, .*'toprr'"):
         METHODS.full_name("toprr")
+    said = " ".join(describe().split())
     for name, method in METHODS.items():
-        assert name in describe() and method.formula in describe()
+        assert f"## {name} " in said
+        for text in (method.formula, method.source, method.differs):
+            assert " ".join(text.split()) in said

@@ -16,7 +16,7 @@ from train.run.statistics import foreground_masked, label_dice, tied_share
 
 
 def monitor_with(folder: Path, method: str) -> Monitor:
-    return Monitor(RunFolder(folder), Processes(), Watch(configure(method).mask, 4))
+    return Monitor(RunFolder(folder), Processes(), Watch(configure(method).strategy, 4))
 
 
 def test_a_vanished_mask_is_named_once_with_its_remedy(tmp_path: Path) -> None:
@@ -83,6 +83,6 @@ def test_rows_of_other_types_are_damaged(row: object, tmp_path: Path, capsys: py
     path.write_text(f"{good}\n{json.dumps(row)}\n{'[' * 100_000}\n")
     assert read_rows(path) == [json.loads(good)]
     assert f"{path}: line 2 is damaged" in capsys.readouterr().err
-    monitor = Monitor(RunFolder(tmp_path), Processes(), Watch(configure("entropy-topr").mask, 4), 3)
+    monitor = Monitor(RunFolder(tmp_path), Processes(), Watch(configure("entropy-topr").strategy, 4), 3)
     monitor.close()
     assert capsys.readouterr().err.count("is damaged and left out") == 2

@@ -225,15 +225,16 @@ def test_dropped_channels() -> None:
     assert not torch.allclose(dropped[1], plain[1], atol=1e-3)
 
     seen: list[Tensor] = []
+    network.up[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network.decoder[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, :4]))
     many = torch.randn(1, 1, 16, 16).expand(2000, -1, -1, -1)
     with torch.no_grad():
         network(many, channel_dropout=torch.full((2000,), 0.2))
         network(many[:1])
-    channels, full = seen
-    gone = (channels == 0).all(-1).all(-1)
-    torch.testing.assert_close(channels, full / 0.8 * ~gone[:, :, None, None], rtol=1e-5, atol=1e-6)
-    assert abs(gone.double().mean().item() - 0.2) < 0.02
+    for channels, full in zip(seen[:2], seen[2:], strict=True):  # the bottleneck and the skip connection
+        gone = (channels == 0).all(-1).all(-1)
+        torch.testing.assert_close(channels, full / 0.8 * ~gone[:, :, None, None], rtol=1e-5, atol=1e-6)
+        assert abs(gone.double().mean().item() - 0.2) < 0.02
 
 
 class Noisy(nn.Module):

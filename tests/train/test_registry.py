@@ -69,7 +69,7 @@ def short_run(tmp_path: Path) -> list[str]:
 
 def test_a_method_is_one_file(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "examples" / "own_method.py", tmp_path / "chessboard.py")
-    assert "chessboard\n    every other patch" in run("train.methods", tmp_path, "methods").stdout
+    assert "## chessboard\n\nEvery other patch." in run("train.methods", tmp_path, "methods").stdout
     arguments = [*short_run(tmp_path), "--method", "chessboard", "--patch-size", "4"]
     done = run("train.methods", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,8 @@
 
 A strategy makes views from the whole slices and the teacher's logits; its fields are its settings. A method is a
 strategy, most often a choice of train/parts, and what else it changes in a recipe. A file of this package adds a method
-or a family of them: see "How to add a method" in CONTRIBUTING.md. `python -m train methods` prints them.
+or a family of them: see "How to add a method" in CONTRIBUTING.md. `python -m train methods` prints them,
+and docs/methods.md shows what it prints.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Method:
     strategy: Callable[[Masking], Strategy]
     #: What else the method changes in a recipe.
     preset: Callable[[FitConfig], FitConfig] = unchanged
+    #: Authors, venue, arXiv number; "": it is this project's own.
+    source: str = ""
+    #: What differs from the authors' code, and why.
+    differs: str = ""
 
 
 METHODS: Registry[Method] = Registry(__name__, "method")

@@ -1,4 +1,4 @@
-"""Patches exchanged by how hard a slice is for its time (AdaMix, Shen et al., arXiv:2407.21586), by a mean teacher."""
+"""Patches exchanged by how hard a slice is for its time: AdaMix (Shen et al., arXiv:2407.21586), by a mean teacher."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def full_weight(config: FitConfig) -> FitConfig:
-    """The unlabelled loss weighs as much as the supervised one, from its start."""
+    """The unlabelled loss weighs as much as the supervised one after a short ramp."""
     loss = replace(config.loss, consistency_weight=1.0, consistency_ce="unweighted")
-    return replace(config, loss=loss, schedule=replace(config.schedule, rampup=0.0))
+    return replace(config, loss=loss, schedule=replace(config.schedule, rampup=0.2))
 
 
 METHODS.add(
@@ -32,5 +32,10 @@ METHODS.add(
             mix_ratio=(0.25,),
         ),
         full_weight,
+        "AdaMix, Shen et al., arXiv:2407.21586, with a mean teacher (AdaMix-MT)",
+        "The loss l that is held against the age is the cross entropy of the teacher's own answer, its entropy, which the "
+        "ranking of the patches has anyway; the authors take the student's loss against the pseudo-labels, another "
+        "forward pass. Patches of twice the recipe's size: 8 x 8 of them where the recipe has 16 x 16. Ls + w Lu instead "
+        "of (Ls + Lu) / 2, SGD instead of AdamW, as all methods here; the strong view is that of fixmatch.",
     ),
 )

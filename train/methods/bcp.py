@@ -94,5 +94,9 @@ METHODS.add(
         "region, 1 where the label is true, 1/2 where it is the teacher's largest component of a class",
         lambda masking: TwoWayPaste(),
         preset,
+        "BCP, Bai et al., CVPR 2023, arXiv:2305.00673",
+        "Consistency goes straight on from labelled slices pasted into labelled ones (a quarter of the run, as the authors' "
+        "10,000 of 40,000 steps), where they go back to the best validation checkpoint: a run has one line of weights, "
+        "and validation chooses nothing in it. Until then the loss is that of the pasted slice as a whole, not by region.",
     ),
 )

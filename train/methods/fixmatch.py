@@ -43,6 +43,12 @@ METHODS.add(
         "u = box(strong(x_1), strong(x_2)) of half of the slices; L = Dice over the pixels with max_k p_k >= 0.95",
         lambda masking: gated(masking, mix="box", mix_probability=0.5),
         dice_of_accepted,
+        "FixMatch, Sohn et al., NeurIPS 2020, arXiv:2001.07685; CutMix, Yun et al., ICCV 2019, arXiv:1905.04899; the "
+        "numbers are those of UniMatch's code for ACDC",
+        "The pseudo-labels are an EMA teacher's in eval mode, not the network's own. A box is drawn once and its sides "
+        "end at the slice's, where the authors draw until one fits: nothing waits for the device. The partner is of the "
+        "same batch. Slices have one channel: brightness, contrast and blur, no hue or saturation; intensities are not "
+        "clamped. Ls + w Lu instead of (Ls + Lu) / 2, with a short ramp of w.",
     ),
 )
 
@@ -63,6 +69,10 @@ METHODS.add(
             gated(masking, mix="box", mix_probability=0.5), views_per_slice="two", channel_dropout=0.5
         ),
         own_teacher,
+        "UniMatch, Yang et al., CVPR 2023, arXiv:2208.09910",
+        "As fixmatch, but the pseudo-labels are the network's own here too. Its weak pass is a batch of its own, by whose "
+        "statistics batch norm normalises; the authors' has the labelled slices in it. Pixels that come from the partner "
+        "have the labels of that same pass; the authors ask the network in eval mode about a further batch.",
     ),
 )
 METHODS.add(
@@ -72,5 +82,6 @@ METHODS.add(
         "as fixmatch, but every slice has its floor(mix_ratio P) patches of highest mean H replaced by the partner's",
         lambda masking: gated(replace(masking, patch_size=2 * masking.patch_size), mix="unsure"),
         dice_of_accepted,
+        "this project, on the parts of fixmatch",
     ),
 )

@@ -92,7 +92,7 @@ METHODS.add(
 METHODS.add(
     "mic",
     Method(
-        "large random blocks masked, and a loss as strong as the teacher is sure (Hoyer et al., CVPR 2023)",
+        "large random blocks masked, and a loss as strong as the teacher is sure",
         "70 % of the blocks of 4 x patch are masked; L = CE mean[max_k p_k >= 0.968]",
         lambda masking: Composed(
             strong_view=StrongView(jitter=0.8, blur=0.5),
@@ -100,6 +100,9 @@ METHODS.add(
             gate=Gate(min_confidence=0.968, gate="batch"),
         ),
         cross_entropy_alone,
+        "MIC, Hoyer et al., CVPR 2023, arXiv:2212.01322",
+        "Exactly 70 % of the blocks of a slice, where the authors mask each with probability 0.7. The strong view is that "
+        "of fixmatch, in place of their colour jitter, and the supervised loss that of all methods here.",
     ),
 )
 METHODS.add(
@@ -110,5 +113,8 @@ METHODS.add(
         lambda masking: Composed(
             masking=replace(masking, mask="random", ratio=(0.5,)), views_per_slice="complementary"
         ),
+        source="complementary masks as of MaskTwins, Wang et al., ICML 2025, arXiv:2507.12008",
+        differs="The two masks alone, in the mean teacher of this project; the authors adapt to another domain, and "
+        "hold the two answers against each other as well.",
     ),
 )

@@ -162,7 +162,17 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-MAY_CHANGE = {"recipe", "output", "device", "compile", "validate_every", "log_every", "panel_every", "iterations", "epochs"}
+MAY_CHANGE = {
+    "recipe",
+    "output",
+    "device",
+    "compile",
+    "validate_every",
+    "log_every",
+    "panel_every",
+    "iterations",
+    "epochs",
+}
 
 
 def changed_settings(before: FitConfig, after: FitConfig) -> str:
