@@ -41,7 +41,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/training.md", "docs/methods.md"])
 def test_commands(document: str, workplace: None, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands(document)
-    assert len(found) == {"README.md": 2, "docs/training.md": 12, "docs/methods.md": 4}[document]
+    assert len(found) == {"README.md": 3, "docs/training.md": 12, "docs/methods.md": 4}[document]
     for line in found:
         arguments = [
             str(path)

@@ -33,9 +33,9 @@ METHODS.add(
         ),
         full_weight,
         "AdaMix, Shen et al., arXiv:2407.21586, with a mean teacher (AdaMix-MT)",
-        "The loss l that is held against the age is the cross entropy of the teacher's own answer, its entropy, which the "
-        "ranking of the patches has anyway; the authors take the student's loss against the pseudo-labels, another "
-        "forward pass. Patches of twice the recipe's size: 8 x 8 of them where the recipe has 16 x 16. Ls + w Lu instead "
-        "of (Ls + Lu) / 2, SGD instead of AdamW, as all methods here; the strong view is that of fixmatch.",
+        "The loss l that is held against the age is the cross entropy of the teacher's own answer, its entropy, which "
+        "the ranking of the patches has anyway; the authors take the student's loss against the pseudo-labels, "
+        "another forward pass. Patches of twice the recipe's size: 8 x 8 of them where the recipe has 16 x 16. Ls + w "
+        "Lu instead of (Ls + Lu) / 2, SGD instead of AdamW, as all methods here; the strong view is that of fixmatch.",
     ),
 )

@@ -95,8 +95,9 @@ METHODS.add(
         lambda masking: TwoWayPaste(),
         preset,
         "BCP, Bai et al., CVPR 2023, arXiv:2305.00673",
-        "Consistency goes straight on from labelled slices pasted into labelled ones (a quarter of the run, as the authors' "
-        "10,000 of 40,000 steps), where they go back to the best validation checkpoint: a run has one line of weights, "
-        "and validation chooses nothing in it. Until then the loss is that of the pasted slice as a whole, not by region.",
+        "Consistency goes straight on from labelled slices pasted into labelled ones (a quarter of the run, as the "
+        "authors' 10,000 of 40,000 steps), where they go back to the best validation checkpoint: a run has one line "
+        "of weights, and validation chooses nothing in it. Until then the loss is that of the pasted slice as a "
+        "whole, not by region.",
     ),
 )

@@ -45,10 +45,10 @@ METHODS.add(
         dice_of_accepted,
         "FixMatch, Sohn et al., NeurIPS 2020, arXiv:2001.07685; CutMix, Yun et al., ICCV 2019, arXiv:1905.04899; the "
         "numbers are those of UniMatch's code for ACDC",
-        "The pseudo-labels are an EMA teacher's in eval mode, not the network's own. A box is drawn once and its sides "
-        "end at the slice's, where the authors draw until one fits: nothing waits for the device. The partner is of the "
-        "same batch. Slices have one channel: brightness, contrast and blur, no hue or saturation; intensities are not "
-        "clamped. Ls + w Lu instead of (Ls + Lu) / 2, with a short ramp of w.",
+        "The pseudo-labels are an EMA teacher's in eval mode, not the network's own. A box is drawn once and its "
+        "sides end at the slice's, where the authors draw until one fits: nothing waits for the device. The partner "
+        "is of the same batch. Slices have one channel: brightness, contrast and blur, no hue or saturation; "
+        "intensities are not clamped. Ls + w Lu instead of (Ls + Lu) / 2, with a short ramp of w.",
     ),
 )
 
@@ -70,9 +70,10 @@ METHODS.add(
         ),
         own_teacher,
         "UniMatch, Yang et al., CVPR 2023, arXiv:2208.09910",
-        "As fixmatch, but the pseudo-labels are the network's own here too. Its weak pass is a batch of its own, by whose "
-        "statistics batch norm normalises; the authors' has the labelled slices in it. Pixels that come from the partner "
-        "have the labels of that same pass; the authors ask the network in eval mode about a further batch.",
+        "As fixmatch, but the pseudo-labels are the network's own here too. Its weak pass is a batch of its own, by "
+        "whose statistics batch norm normalises; the authors' has the labelled slices in it. Pixels that come from "
+        "the partner have the labels of that same pass; the authors ask the network in eval mode about a further "
+        "batch.",
     ),
 )
 METHODS.add(

@@ -101,8 +101,8 @@ METHODS.add(
         ),
         cross_entropy_alone,
         "MIC, Hoyer et al., CVPR 2023, arXiv:2212.01322",
-        "Exactly 70 % of the blocks of a slice, where the authors mask each with probability 0.7. The strong view is that "
-        "of fixmatch, in place of their colour jitter, and the supervised loss that of all methods here.",
+        "Exactly 70 % of the blocks of a slice, where the authors mask each with probability 0.7. The strong view is "
+        "that of fixmatch, in place of their colour jitter, and the supervised loss that of all methods here.",
     ),
 )
 METHODS.add(

@@ -28,8 +28,8 @@ METHODS.add(
         Composed.of,
         lambda config: noisy_teacher(config, 0.1 / config.data.classes),
         "mean teacher, Tarvainen and Valpola, NeurIPS 2017, arXiv:1703.01780, as SSL4MIS (Luo et al.) has it",
-        "The ramp of the weight is smooth and starts where consistency does; theirs has stairs of 150 steps from step 0, "
-        "and the loss is 0 before step 1,000.",
+        "The ramp of the weight is smooth and starts where consistency does; theirs has stairs of 150 steps from step "
+        "0, and the loss is 0 before step 1,000.",
     ),
 )
 METHODS.add(
@@ -41,7 +41,8 @@ METHODS.add(
         lambda masking: Composed(masking=masking, gate=Gate(max_entropy=(0.375, 0.5))),
         lambda config: noisy_teacher(config, 0.05, passes=8),
         "UA-MT, Yu et al., MICCAI 2019, arXiv:1907.07034, as SSL4MIS (Luo et al.) has it",
-        "Eight passes over the batch, where theirs are four over the batch twice. The bound is a share of ln K, equal to "
-        "theirs for 4 classes. The loss sets in where consistency does, theirs at step 0, with the ramp of mean-teacher.",
+        "Eight passes over the batch, where theirs are four over the batch twice. The bound is a share of ln K, equal "
+        "to theirs for 4 classes. The loss sets in where consistency does, theirs at step 0, with the ramp of "
+        "mean-teacher.",
     ),
 )

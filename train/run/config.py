@@ -133,8 +133,8 @@ class FitConfig:
     autocast: Literal["no", "bf16", "fp16"] = "no"
     #: Batch norm over all processes instead of each one's share (CUDA only).
     sync_batch_norm: bool = False
-    #: Student and teacher run through torch.compile: the same results but for rounding, after a start that takes minutes
-    #: longer; needs a C++ compiler, on CUDA Triton. The checkpoints are the same.
+    #: Student and teacher run through torch.compile: the same results but for rounding, after a start that takes
+    #: minutes; needs a C++ compiler, on CUDA Triton. Checkpoints are the same.
     compile: bool = False
     #: Steps between validations; each is followed by a checkpoint.
     validate_every: int
