@@ -36,7 +36,7 @@ def consistency_loss(
         total = ce_weight * (mask_weight * ce_masked + visible_weight * ce_visible) + dice_weight * dice
 
     A region whose sum of w is 0, an empty one too, gives 0 with zero gradient, never NaN; so does the D of a region
-    without pixels. A pixel whose label is outside [0, K) is in no sum.
+    without pixels, and a part whose weight is 0. A pixel whose label is outside [0, K) is in no sum.
 
     Args:
         logits: (N, K, *S), K >= 2, float64, float32, float16 or bfloat16, any strides.
@@ -52,7 +52,7 @@ def consistency_loss(
         ce_weight, dice_weight: factors of cross entropy and Dice.
         dice_region: "all": one Dice of all pixels; "each": one of each region, weighted as its cross entropy is (as
             copy-paste methods do: BCP, Bai et al., CVPR 2023).
-        smooth: added to both sides of Dice's fraction; with 0, a class that is nowhere gives NaN.
+        smooth: added to both sides of Dice's fraction; with 0, a class that is nowhere makes Dice NaN.
         denominator_offset: added to the regions' denominators.
 
     Returns:

@@ -256,6 +256,9 @@ def consistency_loss(
     ce_masked, ce_visible = cross_entropy(masked), cross_entropy(~masked)
     p, t = log_p.exp(), F.one_hot(label, classes).double()
 
+    def weighted(weight: float, part: Tensor) -> Tensor:
+        return weight * part if weight else part.new_zeros(())  # 0 * NaN must not get into the sum
+
     def soft_dice(region: Tensor) -> Tensor:
         p_here, t_here = p[region], t[region]
         fraction = (2 * (p_here * t_here).sum(0) + smooth) / ((p_here**2).sum(0) + t_here.sum(0) + smooth)
@@ -265,8 +268,10 @@ def consistency_loss(
         dice = soft_dice(torch.ones_like(masked))
     else:
         regions = [(mask_weight, masked), (visible_weight, ~masked)]
-        dice = sum((weight * soft_dice(region) for weight, region in regions if region.any()), ce_masked.new_zeros(()))
-    total = ce_weight * (mask_weight * ce_masked + visible_weight * ce_visible) + dice_weight * dice
+        parts = (weighted(weight, soft_dice(region)) for weight, region in regions if region.any())
+        dice = sum(parts, ce_masked.new_zeros(()))
+    ce = weighted(mask_weight, ce_masked) + weighted(visible_weight, ce_visible)
+    total = weighted(ce_weight, ce) + weighted(dice_weight, dice)
     dtype = _result_dtype(logits.dtype)
     return ConsistencyLoss(total.to(dtype), ce_masked.to(dtype), ce_visible.to(dtype), dice.to(dtype))
 

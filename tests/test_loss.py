@@ -324,3 +324,24 @@ def test_the_reference_counts_uint8_labels_of_256_classes() -> None:
     logits, labels = torch.randn(1, 256, 2, 3), torch.randint(256, (1, 2, 3), dtype=torch.uint8)
     ours, theirs = (f.consistency_loss(logits, labels) for f in (entmask_ext, reference))
     torch.testing.assert_close(ours.total, theirs.total)
+
+
+@devices
+@pytest.mark.parametrize("region", ["all", "each"])
+def test_a_part_of_weight_0_adds_nothing(region: str, device: str) -> None:
+    """With smooth=0 the Dice of a class that is nowhere is NaN; cross entropy and its gradient are as without Dice."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 9, 7, dtype=torch.float64, device=device)
+    logits[:, 2] = -torch.inf
+    labels = torch.randint(2, (2, 9, 7), device=device).to(torch.uint8)
+    patches = torch.rand(2, 3, 3, device=device) < 0.5
+    for label in (labels, torch.full_like(labels, 255)):
+        results = []
+        for smooth in (1e-5, 0.0):
+            x = logits.clone().requires_grad_()
+            loss = entmask_ext.consistency_loss(x, label, patches, 3, smooth=smooth, dice_weight=0, dice_region=region)
+            results.append((loss.total, torch.autograd.grad(loss.total, x)[0]))
+        assert torch.isfinite(results[1][0]) and torch.equal(*(total for total, _ in results))
+        assert torch.equal(*(gradient for _, gradient in results))
+    weights = {"mask_weight": 0.0, "visible_weight": 0.0, "ce_weight": 0.0}
+    assert entmask_ext.consistency_loss(logits, labels, patches, 3, smooth=0, dice_region="each", **weights).total == 0

@@ -126,7 +126,8 @@ def floor_of(op: str, size: Size, dtype: str, table: dict[str, Row]) -> Floor:
 
 
 def waves(launch: Launch, table: dict[str, Row]) -> float:
-    return launch.blocks / (table[launch.kernel].blocks * launches.MULTIPROCESSORS)
+    waves = launch.blocks / (table[launch.kernel].blocks * launches.MULTIPROCESSORS)
+    return min(waves, 1.0) if launch.kernel.partition("<")[0] in launches.LOOPING else waves
 
 
 def _line(*cells: object) -> str:

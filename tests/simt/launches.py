@@ -17,7 +17,8 @@ from .tensors import STORAGE, Tensor
 
 MULTIPROCESSORS = 132  # of an H100 or an H200
 PATCH = 16
-# Kernels that walk over the pixels with a grid made for the card.
+# Kernels that walk over the pixels with a grid made for the card: a launcher asks it how many blocks it has room for,
+# which a dry run does not know.
 LOOPING = (
     "loss_registers_kernel",
     "loss_stream_kernel",

@@ -116,22 +116,6 @@ def test_pixels_move_by_16_bytes(built: dict[str, Row]) -> None:
     assert built["box_mask_kernel<16>"].stores == {16: 1}
 
 
-def crowded(table: dict[str, Row]) -> list[str]:
-    """Kernels that walk over the pixels in a loop, and are launched with more blocks than are resident at a time."""
-    found = set()
-    for launch in launches.of_all_ops():
-        row = table[launch.kernel]
-        most = row.blocks * launches.MULTIPROCESSORS
-        if launch.kernel.partition("<")[0] in launches.LOOPING and launch.blocks > most:
-            found.add(f"{launch.kernel}: {launch.blocks / launches.MULTIPROCESSORS:g} blocks, room for {row.blocks}")
-    return sorted(found)
-
-
-@pytest.mark.long
-def test_a_looping_grid_is_resident_at_once() -> None:
-    assert crowded(machine_code.load()) == []
-
-
 @pytest.mark.long
 def test_the_page_follows_from_the_table() -> None:
     page = floors.PAGE.read_text()

@@ -17,9 +17,10 @@ template <class T>
 struct DiceFactors {
   T *alpha, *beta;  // [K] each
 
-  // dice: d(out)/d(D) / K, for the class sums I_0.., Q_0.., T_0.. A region without pixels has no gradient.
+  // dice: d(out)/d(D) / K, for the class sums I_0.., Q_0.., T_0.. A region without pixels has no gradient,
+  // nor has a Dice that nothing depends on, which may be NaN.
   ENTMASK_INLINE void set(double dice, const double* sums, int64_t classes, double smooth, bool of_region) const {
-    const bool none = of_region && region_pixels(sums, classes) == 0;
+    const bool none = dice == 0 || (of_region && region_pixels(sums, classes) == 0);
     for (int64_t k = 0; k < classes; ++k) {
       const double z = sums[classes + k] + sums[2 * classes + k] + smooth;
       alpha[k] = none ? 0 : T(-2 * dice / z);

@@ -168,6 +168,9 @@ double soft_dice(const double* s, int64_t classes, double smooth, bool of_region
   return dice / double(classes);
 }
 
+// A part of weight 0 adds 0 whatever it is: a Dice of smooth 0 may be NaN, a cross entropy infinite.
+double weighted(double weight, double part) { return weight == 0 ? 0 : weight * part; }
+
 template <class T>
 void write_outputs(const LossForwardParams& f) {
   const LossParams& p = f.loss;
@@ -177,12 +180,14 @@ void write_outputs(const LossForwardParams& f) {
   const auto dice_of = [&](int r) {
     return soft_dice(s + kHead + 3 * p.classes * r, p.classes, p.smooth, p.dice_each);
   };
-  const double dice = p.dice_each ? p.mask_weight * dice_of(0) + p.visible_weight * dice_of(1) : dice_of(0);
+  const double dice =
+      p.dice_each ? weighted(p.mask_weight, dice_of(0)) + weighted(p.visible_weight, dice_of(1)) : dice_of(0);
   *static_cast<T*>(f.ce_masked) = T(masked);
   *static_cast<T*>(f.ce_visible) = T(visible);
   *static_cast<T*>(f.dice) = T(dice);
   *static_cast<T*>(f.total) =
-      T(p.ce_weight * (p.mask_weight * masked + p.visible_weight * visible) + p.dice_weight * dice);
+      T(weighted(p.ce_weight, weighted(p.mask_weight, masked) + weighted(p.visible_weight, visible)) +
+        weighted(p.dice_weight, dice));
 }
 
 int64_t items(const LossForwardParams& f) { return loss_items(f.loss); }

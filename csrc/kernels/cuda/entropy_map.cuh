@@ -13,7 +13,7 @@
 namespace entmask::cuda {
 
 constexpr int map_threads = 128;
-constexpr int64_t backward_blocks = 8;  // a multiprocessor
+constexpr int64_t backward_blocks = 8;  // a multiprocessor, at most
 
 struct MapArguments {
   const void* logits;  // [N, K, D, H, W]
@@ -229,12 +229,12 @@ cudaError_t launch_entropy_backward(const EntropyBackwardParams& p, cudaStream_t
         !entropy      ? top_two_scale(p.uncertainty, p.classes)
         : p.normalize ? 1 / std::log(static_cast<double>(p.classes))
                       : 1};
+    const auto kernel = entropy ? entropy_backward_kernel<S> : top_two_backward_kernel<S>;
     int64_t blocks;
-    const cudaError_t error =
-        looping_grid(a.index.total, map_threads, resident_blocks<S>(p.classes, map_threads, backward_blocks), &blocks);
+    const cudaError_t error = looping_grid(kernel, a.index.total, map_threads,
+                                           resident_blocks<S>(p.classes, map_threads, backward_blocks), &blocks);
     if (error != cudaSuccess) return error;
-    return launch(entropy ? entropy_backward_kernel<S> : top_two_backward_kernel<S>,
-                  dim3(static_cast<unsigned>(blocks)), dim3(map_threads), 0, stream, a);
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(map_threads), 0, stream, a);
   });
 }
 

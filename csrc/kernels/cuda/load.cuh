@@ -275,12 +275,15 @@ Layout layout_of_rereading(Layout layout, int64_t classes, int64_t threads) {
   return layout == Layout::planes && threads * 16 * classes > cached_bytes ? Layout::any : layout;
 }
 
-// Blocks of a grid that walks over `steps` in a loop.
-inline cudaError_t looping_grid(int64_t steps, int64_t threads, int64_t blocks_a_multiprocessor, int64_t* blocks) {
-  int count = 1;
-  const cudaError_t error = multiprocessors(&count);
-  const int64_t needed = ceil_div(steps, threads), most = count * blocks_a_multiprocessor;
-  *blocks = needed < most ? needed : most;
+// Blocks of a kernel that walks over `steps` in a loop: all on the device at once, and at most so many a
+// multiprocessor.
+template <typename Kernel>
+cudaError_t looping_grid(Kernel kernel, int64_t steps, int threads, int64_t most, int64_t* blocks) {
+  int count = 1, room = 1;
+  cudaError_t error = multiprocessors(&count);
+  if (error == cudaSuccess) error = blocks_at_once(kernel, threads, &room);
+  const int64_t needed = ceil_div(steps, threads), at_once = count * (room < most ? room : most);
+  *blocks = needed < at_once ? needed : at_once;
   return error;
 }
 

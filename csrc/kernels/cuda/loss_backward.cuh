@@ -38,13 +38,14 @@ __device__ __forceinline__ double grad_or_zero(const void* grad) {
 
 // Of class k: c_k (-2 / (Z + smooth)) and 2 c_k (2 I + smooth) / (Z + smooth)^2, c_k = d(out)/d(D) / K, Z = Q + T; with
 // dice_each those of a region (0: masked, 1: visible), else region is 0. No pixel uses those of a region without
-// pixels.
+// pixels. A Dice that nothing depends on, which may be NaN, has none.
 template <typename F>
 __device__ __forceinline__ Coefficients<F> dice_coefficients(const LossBackwardArguments& a, int64_t k, int region) {
   const int64_t classes = a.loss.classes;
   const double* const sums = a.sums + 4 + region * 3 * classes;
   double grad = grad_or_zero<F>(a.grad_dice) + grad_or_zero<F>(a.grad_total) * a.dice_weight;
   if (a.dice_each) grad *= region == 0 ? a.mask_weight : a.visible_weight;
+  if (grad == 0) return {0, 0};
   const double c = grad / static_cast<double>(classes);
   const double total = sums[classes + k] + sums[2 * classes + k] + a.smooth;
   const double overlap = 2 * sums[k] + a.smooth;
@@ -181,7 +182,7 @@ cudaError_t launch_loss_backward(const LossBackwardParams& p, cudaStream_t strea
         loss.dice_weight,        loss.smooth,      loss.denominator_offset};
     int64_t blocks;
     const cudaError_t error =
-        looping_grid(a.loss.index.total, backward_threads,
+        looping_grid(loss_backward_kernel<S>, a.loss.index.total, backward_threads,
                      resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor), &blocks);
     if (error != cudaSuccess) return error;
     return launch(loss_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(backward_threads), 0, stream, a);

@@ -240,6 +240,9 @@ __device__ __forceinline__ double soft_dice(const LossFinishArguments& a, const 
   return a.regions == 2 && sum_lanes(pixels) == 0 ? 0 : dice;
 }
 
+// A part of weight 0 adds 0 whatever it is: a Dice of smooth 0 may be NaN, a cross entropy infinite.
+__device__ __forceinline__ double weighted(double weight, double part) { return weight == 0 ? 0 : weight * part; }
+
 template <typename F>
 __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishArguments a) {
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -253,24 +256,35 @@ __global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishA
   if (threadIdx.x >= 32) return;
   double dice = soft_dice(a, a.sums + 4);
   if (a.regions == 2) {
-    dice = a.mask_weight * dice + a.visible_weight * soft_dice(a, a.sums + 4 + 3 * a.classes);
+    dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight, soft_dice(a, a.sums + 4 + 3 * a.classes));
   }
   if (lane != 0) return;
   const auto mean = [&](double loss, double weight) {
     return weight == 0 ? 0 : loss / (weight + a.denominator_offset);
   };
   const double masked = mean(a.sums[0], a.sums[1]), visible = mean(a.sums[2], a.sums[3]);
-  const double total = a.ce_weight * (a.mask_weight * masked + a.visible_weight * visible) + a.dice_weight * dice;
+  const double ce = weighted(a.mask_weight, masked) + weighted(a.visible_weight, visible);
+  const double total = weighted(a.ce_weight, ce) + weighted(a.dice_weight, dice);
   *static_cast<F*>(a.total) = static_cast<F>(total);
   *static_cast<F*>(a.ce_masked) = static_cast<F>(masked);
   *static_cast<F*>(a.ce_visible) = static_cast<F>(visible);
   *static_cast<F*>(a.dice) = static_cast<F>(dice);
 }
 
-// Blocks of the first launch.
+// The kernel of the first launch.
+template <typename S>
+auto loss_kernel(const LossParams& p) {
+  if constexpr (S::classes > 0) {
+    return p.dice_each ? loss_registers_kernel<S, 2> : loss_registers_kernel<S, 1>;
+  } else {
+    return p.dice_each ? loss_stream_kernel<S, 2> : loss_stream_kernel<S, 1>;
+  }
+}
+
+// Its blocks.
 template <typename S>
 cudaError_t loss_blocks(const LossParams& p, int64_t* blocks) {
-  return looping_grid(PixelIndex(p.batch, p.grid.size, S::pixels).total, loss_threads,
+  return looping_grid(loss_kernel<S>(p), PixelIndex(p.batch, p.grid.size, S::pixels).total, loss_threads,
                       resident_blocks<S>(p.classes, loss_threads, loss_blocks_a_multiprocessor), blocks);
 }
 
@@ -306,12 +320,7 @@ cudaError_t launch_loss_forward(const LossForwardParams& p, double* workspace, c
     const LossForwardArguments a{loss_arguments<S>(p.loss), workspace,
                                  workspace + blocks * loss_sums(p.loss.classes, regions_of(p.loss))};
     const dim3 grid(static_cast<unsigned>(blocks)), block(loss_threads);
-    if constexpr (S::classes > 0) {
-      return launch(p.loss.dice_each ? loss_registers_kernel<S, 2> : loss_registers_kernel<S, 1>, grid, block, 0,
-                    stream, a);
-    } else {
-      return launch(p.loss.dice_each ? loss_stream_kernel<S, 2> : loss_stream_kernel<S, 1>, grid, block, 0, stream, a);
-    }
+    return launch(loss_kernel<S>(p.loss), grid, block, 0, stream, a);
   });
   if (error != cudaSuccess) return error;
   const LossFinishArguments a{workspace,

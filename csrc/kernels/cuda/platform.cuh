@@ -56,6 +56,18 @@ inline cudaError_t multiprocessors(int* count) {
 #endif
 }
 
+// Blocks of a kernel without dynamic shared memory that are on a multiprocessor of the current device at once. The
+// harness has room for any number.
+template <typename... Parameters>
+cudaError_t blocks_at_once(void (*kernel)(Parameters...), int threads, int* blocks) {
+#ifdef ENTMASK_SIMT
+  *blocks = INT32_MAX;
+  return kernel != nullptr && threads > 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
+#else
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, 0);
+#endif
+}
+
 // A load and a store of one word that other threads of the launch may read and write meanwhile; they order nothing.
 template <typename T>
 __device__ __forceinline__ T relaxed_load(const T* p) {

@@ -166,9 +166,9 @@ cudaError_t with_soft_shape(const SoftLossParams& p, const OfDtype& layout, cons
   });
 }
 
-template <typename S>
-cudaError_t soft_blocks(const SoftLossParams& p, int64_t* blocks) {
-  return looping_grid(PixelIndex(p.batch, p.size, S::pixels).total, soft_threads,
+template <typename S, typename Kernel>
+cudaError_t soft_blocks(const SoftLossParams& p, Kernel kernel, int64_t* blocks) {
+  return looping_grid(kernel, PixelIndex(p.batch, p.size, S::pixels).total, soft_threads,
                       resident_blocks<S>(2 * p.classes, soft_threads, soft_blocks_a_multiprocessor), blocks);
 }
 

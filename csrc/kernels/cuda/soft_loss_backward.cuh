@@ -130,10 +130,10 @@ inline cudaError_t launch_soft_backward(const SoftLossBackwardParams& p, cudaStr
     using S = decltype(shape);
     const SoftBackwardArguments a{soft_loss_arguments<S>(loss), p.sums, p.grad, p.grad_logits, p.grad_logits_stride};
     int64_t blocks;
-    const cudaError_t error = soft_blocks<S>(loss, &blocks);
+    const auto kernel = soft_loss_backward_kernel<S, decltype(mixed)::value>;
+    const cudaError_t error = soft_blocks<S>(loss, kernel, &blocks);
     if (error != cudaSuccess) return error;
-    return launch(soft_loss_backward_kernel<S, decltype(mixed)::value>, dim3(static_cast<unsigned>(blocks)),
-                  dim3(soft_threads), 0, stream, a);
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(soft_threads), 0, stream, a);
   });
 }
 

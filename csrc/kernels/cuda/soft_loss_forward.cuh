@@ -139,7 +139,9 @@ cudaError_t with_forward_shape(const SoftLossParams& p, const Fn& fn) {
 
 inline size_t soft_forward_bytes(const SoftLossParams& p) {
   int64_t blocks = 0;
-  with_forward_shape(p, [&](auto shape, auto) { return soft_blocks<decltype(shape)>(p, &blocks); });
+  with_forward_shape(p, [&](auto shape, auto mixed) {
+    return soft_blocks<decltype(shape)>(p, soft_loss_forward_kernel<decltype(shape), decltype(mixed)::value>, &blocks);
+  });
   return static_cast<size_t>(blocks) * soft_sums * sizeof(double);
 }
 
@@ -147,11 +149,11 @@ inline cudaError_t launch_soft_forward(const SoftLossForwardParams& p, double* w
   int64_t blocks = 0;
   const cudaError_t error = with_forward_shape(p.loss, [&](auto shape, auto mixed) {
     using S = decltype(shape);
-    const cudaError_t failed = soft_blocks<S>(p.loss, &blocks);
+    const auto kernel = soft_loss_forward_kernel<S, decltype(mixed)::value>;
+    const cudaError_t failed = soft_blocks<S>(p.loss, kernel, &blocks);
     if (failed != cudaSuccess || blocks == 0) return failed;
     const SoftForwardArguments a{soft_loss_arguments<S>(p.loss), workspace};
-    return launch(soft_loss_forward_kernel<S, decltype(mixed)::value>, dim3(static_cast<unsigned>(blocks)),
-                  dim3(soft_threads), 0, stream, a);
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(soft_threads), 0, stream, a);
   });
   if (error != cudaSuccess) return error;
   const SoftFinishArguments a{workspace, p.sums, p.mean, blocks};
