@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_config, tiny_trainer, write_tiny
 
 from train.data.batches import Batch
 from train.data.phantom import ensure_phantom
@@ -177,6 +178,25 @@ def test_loss_variants(method: str, changes: dict[str, object], images: torch.Te
     torch.testing.assert_close(got.double(), reference_loss(view.restore(student), view, config), rtol=1e-5, atol=1e-7)
     if method == "entropy-count":
         assert view.patches is not None and not view.patches.any()  # the empty region that made NaN of 0 / 0
+
+
+def test_every_method_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """What the state has is all that the next steps depend on."""
+    torch.set_num_threads(1)
+    root = write_tiny(tmp_path / "data")
+    for method in METHODS:
+        config = tiny_config(root, tmp_path / "run", method=method, consistency_from=1)
+        trainer = tiny_trainer(config)
+        for step in range(2):
+            trainer.step(step)
+        state = copy.deepcopy(trainer.state_dict())
+        following = trainer.step(2).device["loss"]
+        other = tiny_trainer(config)
+        other.load_state_dict(state)
+        assert torch.equal(other.step(2).device["loss"], following), method
+        for name in ("student", "teacher"):
+            for key, value in trainer.state_dict()[name].items():
+                assert torch.equal(other.state_dict()[name][key], value), (method, key)
 
 
 @pytest.fixture(scope="module")
