@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 ready := $(VENV)/.entmask-installed
 sources := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup train test gpu simt bench lint format clean
+.PHONY: setup train test simt bench lint format clean
 
 setup: $(ready)
 
@@ -29,19 +29,42 @@ train: setup
 test: setup
 	$(bin)/python -m pytest $(ARGS)
 
-# On a machine with a card: what it is, the tests that need it, compute-sanitizer over the kernels, the benchmark. All into a dated folder.
+# On a machine with a card, with or without a network. Each step takes ten minutes at most, can be made alone, and writes to OUT:
+#   make gpu-tests OUT=/tmp/results
+# The interpreter is .venv's where there is one, else PYTHON. Tests skip, by name, where it lacks a package that they need.
+# Kernels are built for the cards that are here.
 SHELL := bash
-gpu_results = docs/gpu/$(shell date +%Y-%m-%d)
-sanitized := tests/test_masking.py tests/test_selection.py tests/test_entropy.py tests/test_loss.py tests/test_shuffle.py
-gpu: setup
-	mkdir -p $(gpu_results)
-	$(bin)/python -m entmask_ext > $(gpu_results)/environment.txt
-	nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >> $(gpu_results)/environment.txt
-	set -o pipefail; $(bin)/python -m pytest -m gpu $(ARGS) | tee $(gpu_results)/tests.txt
-	set -o pipefail; for tool in memcheck racecheck initcheck synccheck; do \
-	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	        $(bin)/python -m pytest -q -m gpu $(sanitized) | tee $(gpu_results)/$$tool.txt || exit 1; done
-	$(bin)/python -m benchmarks --device cuda --out $(gpu_results)/benchmarks
+OUT ?= docs/gpu/$(shell date +%Y-%m-%d)
+LIMIT ?= 580
+gpu_python = $(or $(wildcard $(bin)/python),$(PYTHON))
+gpu_pytest = $(gpu_python) -m pytest -q -m 'gpu and not long' -p no:cacheprovider \
+    $(shell $(gpu_python) -c 'import xdist' 2>/dev/null && echo -n 8)
+sanitizers := memcheck racecheck initcheck synccheck
+# Every kernel, on few sizes: a sanitizer makes each of them many times slower. Other kernels than ours are left alone, except
+# where it matters what they have written.
+sanitized := -k 'equal or agree or where_is_where or values_and_gradients or hard_to_unite'
+.PHONY: gpu gpu-build gpu-tests gpu-speed $(sanitizers:%=gpu-%)
+
+gpu: gpu-tests $(sanitizers:%=gpu-%) gpu-speed
+
+gpu-build:
+	mkdir -p $(OUT)
+	set -o pipefail; ENTMASK_CUDA=1 \
+	    TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | tr '\n' ';')}" \
+	    timeout $(LIMIT) $(gpu_python) setup.py build_ext --inplace 2>&1 | tee $(OUT)/build.txt
+	$(gpu_python) -m entmask_ext > $(OUT)/environment.txt
+	nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >> $(OUT)/environment.txt
+
+gpu-tests: gpu-build
+	set -o pipefail; timeout $(LIMIT) $(gpu_pytest) -rs $(ARGS) | tee $(OUT)/tests.txt
+
+$(sanitizers:%=gpu-%): gpu-%: gpu-build
+	set -o pipefail; PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $(LIMIT) \
+	    compute-sanitizer --tool $* $(if $(filter-out initcheck,$*),--kernel-regex kns=entmask) --error-exitcode 1 \
+        --target-processes all $(gpu_pytest) $(sanitized) | tee $(OUT)/$*.txt
+
+gpu-speed: gpu-build
+	set -o pipefail; timeout $(LIMIT) $(gpu_python) -m benchmarks --device cuda --minutes 8 --out $(OUT)/benchmarks $(ARGS) | tee $(OUT)/speed.txt
 
 # The long runs of the kernels without torch: sanitizers, and for CUDA, full-size traffic and what the machine code has.
 simt: setup

@@ -32,6 +32,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"{arguments.what} takes no --quick and none of {', '.join('--' + name for name in _FILTERS)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
+    if arguments.device == "cuda" and arguments.threads:
+        parser.error("--threads are the CPU's: for work on a GPU they change nothing")
     if any(count < 1 for count in arguments.threads or []):
         parser.error(f"--threads: at least 1, got {arguments.threads}")
     return arguments
@@ -46,7 +48,7 @@ def _size(text: str) -> Size:
 
 def _cells(arguments: argparse.Namespace) -> list[plan.Cell]:
     """The plan, narrowed by --op and --sizes; the product of what is named once it leaves the plan."""
-    threads = torch.get_num_threads()
+    threads = plan.thread_counts(arguments.device)
     sizes, ops = arguments.sizes or plan.SIZES, arguments.op or list(OPS)
     named = arguments.dtypes or arguments.layouts or arguments.threads
     if not arguments.quick and (named or any(size not in plan.SIZES for size in sizes)):
@@ -55,7 +57,7 @@ def _cells(arguments: argparse.Namespace) -> list[plan.Cell]:
             sizes,
             arguments.dtypes or ["float32"],
             arguments.layouts or ["contiguous"],
-            arguments.threads or [threads],
+            arguments.threads or threads[-1:],
         )
     cells = plan.quick(threads) if arguments.quick else plan.full(threads)
     return [cell for cell in cells if cell.op in ops and cell.size in sizes]
@@ -64,15 +66,16 @@ def _cells(arguments: argparse.Namespace) -> list[plan.Cell]:
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     facts = environment.describe(arguments.device)
-    for name in ("cpu", "cores", "torch", "torch_threads", "monai", "build", "gpu", "load_average_at_start"):
+    for name in ("cpu", "cores", "torch", "torch_threads", "build", "gpu", "load_average_at_start"):
         if name in facts:
             print(f"{name}: {facts[name]}")
     if arguments.what == "overhead":
         print(overhead.table(overhead.run(arguments.device, seconds=10.0)))
         return 0
-    if arguments.what == "ops" and facts["monai"] is None:
-        print("MONAI is not installed: its losses are left out")
-    cells = plan.scaling(torch.get_num_threads()) if arguments.what == "scaling" else _cells(arguments)
+    if arguments.what == "ops":
+        for package, version in facts["packages"].items():
+            print(f"{package}: {version or 'not installed, left out'}")
+    cells = plan.scaling(plan.thread_counts(arguments.device)) if arguments.what == "scaling" else _cells(arguments)
     if not cells:
         print("--quick, --op and --sizes leave nothing to measure", file=sys.stderr)
         return 2

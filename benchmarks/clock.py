@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -41,7 +42,7 @@ class Clock(Protocol):
     cache: int
 
     def flush(self) -> None:
-        """Leaves nothing of the caller's data in the caches."""
+        """Leaves nothing of the caller's data in the caches, and nothing there that must yet be written back."""
 
     def time(self, call: Call, calls: int) -> float:
         """Seconds a call, of so many one after the other."""
@@ -56,10 +57,10 @@ class Clock(Protocol):
 class CpuClock:
     def __init__(self) -> None:
         self.cache = last_level_cache()
-        self._buffer = torch.zeros(4 * self.cache // 4, dtype=torch.float32)
+        self.buffer = torch.zeros(4 * self.cache // 4, dtype=torch.float32)
 
     def flush(self) -> None:
-        self._buffer.add_(1)
+        self.buffer.sum()
 
     def time(self, call: Call, calls: int) -> float:
         start = time.perf_counter()
@@ -90,24 +91,46 @@ class CpuClock:
         return peak
 
 
-class CudaClock:
-    """Times by events on the current stream: what the device takes, or the host where it cannot keep up."""
+_CYCLES_A_SECOND = 2e9  # of the device, about
+_LONGEST_HOLD = 20e-3  # seconds; only a call that waits for the device takes the host so long
 
-    def __init__(self) -> None:
-        self.cache = torch.cuda.get_device_properties(0).L2_cache_size
-        self._buffer = torch.zeros(4 * self.cache // 4, dtype=torch.float32, device="cuda")
+
+class CudaClock:
+    """Times by events on the current stream, of what the device does, not of how fast the host asks for it.
+
+    The device is held by a kernel that spins until the host has queued all calls behind it. A call that waits for the
+    device itself cannot be queued so: its time is the host's and the device's together, as it is for its user.
+    """
+
+    def __init__(self, cache: int = 0, device: str = "cuda") -> None:
+        """cache: bytes of the level-2 cache; 0: what the device says."""
+        self.cache = cache or torch.cuda.get_device_properties(0).L2_cache_size
+        self.buffer = torch.zeros(4 * self.cache // 4, dtype=torch.float32, device=device)
+        self._host_seconds: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
 
     def flush(self) -> None:
-        self._buffer.add_(1)
+        self.buffer.sum()
 
     def time(self, call: Call, calls: int) -> float:
+        hold = min(_LONGEST_HOLD, 20e-6 + 2 * calls * self._host_seconds_of(call))
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(int(hold * _CYCLES_A_SECOND))
         start.record()
         for _ in range(calls):
             call()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1000 / calls
+
+    def _host_seconds_of(self, call: Call) -> float:
+        """What one call takes the host; measured when a call is first timed, before anything that must stay cold."""
+        if call not in self._host_seconds:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            self._host_seconds[call] = time.perf_counter() - start
+            torch.cuda.synchronize()
+        return self._host_seconds[call]
 
     def settle(self) -> None:
         torch.cuda.synchronize()

@@ -5,15 +5,19 @@ import platform
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.clock import last_level_cache
 from entmask_ext import _C
 
+PEERS = ("monai", "connected-components-3d", "scipy")
+"""Packages whose functions are timed beside the ops where they are installed."""
 
-def describe(device: str) -> dict[str, object]:
-    facts: dict[str, object] = {
+
+def describe(device: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
         "cpu": _cpu(),
@@ -23,7 +27,7 @@ def describe(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        "monai": _version("monai"),
+        "packages": {name: _version(name) for name in PEERS},
         "entmask_ext": _version("entmask-ext"),
         "build": _C.build_info(),
         "device": device,

@@ -6,8 +6,10 @@ Same results as the ops up to the 1e-6 inside the logarithm.
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,3 +68,35 @@ def shuffle_patches(x: Tensor, patch: int, permutation: Tensor) -> tuple[Tensor]
             image, number = divmod(source, len(windows))
             out[(first + to_image, slice(None), *windows[to_patch])] = x[(first + image, slice(None), *windows[number])]
     return (out,)
+
+
+def gather_patches(x: Tensor, patch: int, source: Tensor) -> tuple[Tensor]:
+    windows = _windows(x.shape[2:], patch)
+    out = torch.empty_like(x)
+    for to, taken in enumerate(source.flatten().tolist()):
+        to_image, to_patch = divmod(to, len(windows))
+        image, number = divmod(taken, len(windows))
+        out[(to_image, slice(None), *windows[to_patch])] = x[(image, slice(None), *windows[number])]
+    return (out,)
+
+
+def box_mask(boxes: Tensor, sizes: Sequence[int]) -> tuple[Tensor]:
+    mask = torch.zeros((boxes.shape[0], *sizes), dtype=torch.bool, device=boxes.device)
+    for image, box in enumerate(boxes.tolist()):
+        mask[(image, *(slice(first, end) for first, end in zip(box[::2], box[1::2], strict=True)))] = True
+    return (mask,)
+
+
+def largest_components(labels: Tensor, classes: int) -> tuple[Tensor]:
+    """scipy.ndimage.label of each image and class, on the CPU."""
+    from scipy import ndimage  # optional
+
+    images = labels.cpu().numpy()
+    out = np.zeros_like(images)
+    for image, kept in zip(images, out, strict=True):
+        for number in range(1, classes):
+            components, count = ndimage.label(image == number)
+            if count:
+                largest = 1 + np.bincount(components.ravel())[1:].argmax()
+                kept[components == largest] = number
+    return (torch.from_numpy(out).to(labels.device),)

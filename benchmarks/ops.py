@@ -1,6 +1,6 @@
 """What is timed: each op with its peers, all doing the same work on the same tensors.
 
-An implementation is a function of the op's tensors that returns a tuple of tensors, the differentiable ones first.
+An implementation is a function of the op's inputs that returns a tuple of tensors, the differentiable ones first.
 Forward only it runs without autograd; with the backward pass, the gradients of the leaves come after its results.
 """
 
@@ -12,6 +12,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,12 +27,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 @dataclass(frozen=True)
 class Op:
     name: str
-    inputs: Callable[[Workload], tuple[Tensor, ...]]
+    inputs: Callable[[Workload], tuple[Any, ...]]
+    """Tensors, and after them what else the implementations take."""
     ours: Function
     eager: dict[str, Function]
     """The forms worth trying: the fastest on a workload is the peer."""
-    compiled: Function
-    """The form that torch.compile makes most of."""
+    compiled: Function | None
+    """The form that torch.compile makes most of; None: no form can be traced."""
     results: tuple[str, ...]
     """Names of what the implementations return."""
     traffic: Callable[[Workload], tuple[int, int]]
@@ -40,7 +42,9 @@ class Op:
     loop_backward: bool = False
     """The loop's result has a gradient too."""
     library: dict[str, Function] = field(default_factory=dict)
-    """torch's and MONAI's own functions where they do the same."""
+    """Functions of torch and of other packages where they do the same."""
+    syncs: tuple[str, ...] = ("loop",)
+    """Kinds of peers that wait for the device within the call."""
     leaves: tuple[int, ...] = ()
     """Which inputs get a gradient; none: only the forward pass is timed."""
     differentiable: int = 1
@@ -75,27 +79,33 @@ def make_peers(op: Op, backward: bool, workload: Workload) -> list[Peer]:
         gradients = [{dtype: g.to(dtype) for dtype in (g.dtype, workload.dtype)} for g in incoming]
         bind = partial(_bind_backward, inputs=inputs, leaves=leaves, gradients=gradients)
 
-    compiled = torch.compile(op.compiled, fullgraph=True, dynamic=False)
-    peers = [Peer("entmask", "", bind(op.ours))]
-    peers += [Peer("eager", form, bind(function)) for form, function in op.eager.items()]
-    peers += [Peer("compile", "", bind(compiled))]
-    peers += [Peer("library", form, bind(function)) for form, function in op.library.items()]
+    def peer(kind: str, form: str, function: Function) -> Peer:
+        return Peer(kind, form, bind(function), kind in op.syncs)
+
+    peers = [peer("entmask", "", op.ours)]
+    peers += [peer("eager", form, function) for form, function in op.eager.items()]
+    if op.compiled is not None:
+        peers.append(peer("compile", "", torch.compile(op.compiled, fullgraph=True, dynamic=False)))
+    peers += [peer("library", form, function) for form, function in op.library.items()]
     if op.loop is not None and (op.loop_backward or not backward):
-        peers.append(Peer("loop", "", bind(op.loop), syncs=True))
-    # The floors: what torch takes to copy the logits (without logits: the image), and for their softmax.
-    largest = max((x.detach() for x in inputs if x.is_floating_point()), key=Tensor.numel)
+        peers.append(peer("loop", "", op.loop))
+    # The floors: what torch takes to copy the logits (without logits: the image, the labels, the mask), and for the
+    # logits' softmax.
+    tensors = [x.detach() for x in inputs if isinstance(x, Tensor)]
+    floating = [x for x in tensors if x.is_floating_point()]
+    largest = max(floating or [*tensors, *op.ours(*inputs)], key=Tensor.numel)
     peers.append(Peer("floor", "clone", lambda: (largest.clone(),)))
-    if largest.shape[1] > 1:
+    if floating and largest.shape[1] > 1:
         peers.append(Peer("floor", "softmax", lambda: (torch.softmax(largest, 1),)))
     return peers
 
 
-def _bind(function: Function, *, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+def _bind(function: Function, *, inputs: tuple[Any, ...]) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: function(*inputs)
 
 
 def _bind_backward(
-    function: Function, *, inputs: tuple[Tensor, ...], leaves: list[Tensor], gradients: list[dict[torch.dtype, Tensor]]
+    function: Function, *, inputs: tuple[Any, ...], leaves: list[Tensor], gradients: list[dict[torch.dtype, Tensor]]
 ) -> Callable[[], tuple[Tensor, ...]]:
     def run() -> tuple[Tensor, ...]:
         outputs = function(*inputs)
@@ -159,8 +169,15 @@ def _categorical_entropy(logits: Tensor) -> tuple[Tensor, ...]:
     return (distribution.entropy() / math.log(logits.shape[1]),)
 
 
+CONFIDENCE = 0.95
+
+
 def _eager_loss(logits: Tensor, labels: Tensor, patches: Tensor, *, dice: eager.Dice) -> tuple[Tensor, ...]:
     return eager.consistency_loss(logits, labels, eager.spread(patches, PATCH), dice=dice)
+
+
+def _eager_region_loss(logits: Tensor, labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
+    return eager.region_loss(logits, labels, eager.spread(patches, PATCH))
 
 
 @cache
@@ -182,6 +199,37 @@ def _monai_loss() -> Callable[[Tensor, Tensor], Tensor]:
 
 def _monai(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return (_monai_loss()(logits, labels.unsqueeze(1)),)
+
+
+def _soft_op(name: str, kind: str, forms: dict[str, Function], compiled: Function) -> Op:
+    return Op(
+        name,
+        inputs=lambda w: (w.student, w.logits, w.where),
+        results=("total",),
+        traffic=lambda w: (2 * _logits(w) + w.size.pixels, 3 * _logits(w) + w.size.pixels),
+        ours=lambda logits, target, where: (entmask_ext.soft_consistency_loss(logits, target, where, kind=kind),),
+        eager=forms,
+        compiled=compiled,
+        leaves=(0,),
+    )
+
+
+def _cc3d(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """connected_components of all classes at once, their sizes by bincount, and a table of what stays."""
+    import cc3d  # optional
+
+    images = labels.cpu().numpy()
+    out = np.empty_like(images)
+    for image, kept in zip(images, out, strict=True):
+        components, count = cc3d.connected_components(image, connectivity=2 * image.ndim, return_N=True)
+        table = np.zeros(count + 1, image.dtype)
+        table[components] = image  # the class of each component
+        sizes = np.bincount(components.ravel(), minlength=count + 1)
+        for number in range(1, classes):
+            own = np.flatnonzero(table == number)
+            table[np.delete(own, sizes[own].argmax())] = 0
+        kept[...] = table[components]
+    return (torch.from_numpy(out).to(labels.device),)
 
 
 def _each_entropy(function: Callable[..., tuple[Tensor, ...]], **settings: Any) -> dict[str, Function]:
@@ -264,6 +312,32 @@ OPS = {
             leaves=(0,),
         ),
         Op(
+            "uncertainty_map",
+            inputs=lambda w: (w.logits,),
+            results=("margin",),
+            traffic=lambda w: (
+                _logits(w) + max(4, w.itemsize) * w.size.pixels,
+                2 * _logits(w) + max(4, w.itemsize) * w.size.pixels,
+            ),
+            ours=lambda logits: (entmask_ext.uncertainty_map(logits, "margin"),),
+            eager={name: partial(eager.entropy_map, entropy=margin) for name, margin in eager.MARGINS.items()},
+            compiled=partial(eager.entropy_map, entropy=eager.margin_reduced),
+            leaves=(0,),
+        ),
+        Op(
+            "pseudo_labels",
+            inputs=lambda w: (w.logits,),
+            results=("labels", "accepted"),
+            decided=("labels",),
+            traffic=lambda w: (_logits(w) + w.size.pixels, 0),
+            ours=lambda logits: entmask_ext.pseudo_labels(logits, min_confidence=CONFIDENCE),
+            eager={
+                "softmax": partial(eager.pseudo_labels, min_confidence=CONFIDENCE),
+                "reduced": partial(eager.pseudo_labels_reduced, min_confidence=CONFIDENCE),
+            },
+            compiled=partial(eager.pseudo_labels_reduced, min_confidence=CONFIDENCE),
+        ),
+        Op(
             "cross_entropy",
             inputs=lambda w: (w.student, w.labels),
             results=("total",),
@@ -287,6 +361,22 @@ OPS = {
             library={"monai.losses.DiceCELoss": _monai} if find_spec("monai") else {},
             leaves=(0,),
         ),
+        Op(
+            "region_loss",
+            inputs=lambda w: (w.student, w.labels, w.patches),
+            results=("total",),
+            traffic=lambda w: (_logits(w) + 8 * w.size.pixels, 2 * _logits(w) + 8 * w.size.pixels),
+            ours=lambda logits, labels, patches: (
+                entmask_ext.consistency_loss(logits, labels, patches, PATCH, dice_region="each").total,
+            ),
+            eager={"compared": _eager_region_loss},
+            compiled=_eager_region_loss,
+            leaves=(0,),
+        ),
+        _soft_op(
+            "soft_consistency_loss", "mse", {"square": eager.soft_mse, "mse_loss": eager.soft_mse_loss}, eager.soft_mse
+        ),
+        _soft_op("soft_kl", "kl", {"log_softmax": eager.soft_kl, "kl_div": eager.soft_kl_div}, eager.soft_kl),
         Op(
             "patch_mask_from_scores",
             inputs=lambda w: (w.image, w.scores),
@@ -342,6 +432,39 @@ OPS = {
             compiled=lambda x, permutation: eager.shuffle_patches(x, PATCH, permutation),
             loop=lambda x, permutation: loop.shuffle_patches(x, PATCH, permutation),
             leaves=(0,),
+        ),
+        Op(
+            "gather_patches",
+            inputs=lambda w: (w.image, w.source),
+            results=("out",),
+            traffic=lambda w: (2 * _pixels(w) + w.source.nbytes, 2 * _pixels(w) + w.source.nbytes),
+            ours=lambda x, source: (entmask_ext.gather_patches(x, source, PATCH),),
+            eager={"index_select": lambda x, source: eager.gather_patches(x, PATCH, source)},
+            compiled=lambda x, source: eager.gather_patches(x, PATCH, source),
+            loop=lambda x, source: loop.gather_patches(x, PATCH, source),
+            leaves=(0,),
+        ),
+        Op(
+            "box_mask",
+            inputs=lambda w: (w.boxes, w.size.spatial),
+            results=("mask",),
+            traffic=lambda w: (w.size.pixels + w.boxes.nbytes, 0),
+            ours=lambda boxes, sizes: (entmask_ext.box_mask(boxes, sizes),),
+            eager={"comparisons": eager.box_mask},
+            compiled=eager.box_mask,
+            loop=loop.box_mask,
+        ),
+        Op(
+            "largest_components",
+            inputs=lambda w: (w.blobs, w.size.classes),
+            results=("labels",),
+            traffic=lambda w: (2 * w.size.pixels, 0),
+            ours=lambda labels, classes: (entmask_ext.largest_components(labels, classes),),
+            eager={"smallest neighbour": eager.largest_components},
+            compiled=None,  # how many rounds it takes follows from the labels
+            library={"cc3d.connected_components": _cc3d} if find_spec("cc3d") else {},
+            loop=loop.largest_components if find_spec("scipy") else None,
+            syncs=("eager", "library", "loop"),
         ),
     )
 }

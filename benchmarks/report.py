@@ -48,7 +48,7 @@ def scaling_table(results: Results) -> str:
 
 def table(results: Results) -> str:
     header = ["op", "size", "dtype", "layout", "thr", "state", "entmask (quartiles)", *PEERS, "clone", "softmax"]
-    header += ["x best", "x loop", "/clone", "peak MB", "best's"]
+    header += ["x best", "x loop", "/clone", "of copy", "peak MB", "best's"]
     lines = [header]
     for group in groups(results.rows):
         ours, best = group["entmask"], best_peer(group)
@@ -59,11 +59,13 @@ def table(results: Results) -> str:
         line.append(f"{best.sample.median / sample.median:.2f}")
         line.append(f"{group['loop'].sample.median / sample.median:.1f}" if "loop" in group else "")
         line.append(f"{sample.median / group['clone'].sample.median:.2f}")
+        line.append(f"{ours.least_bytes / sample.median / results.bandwidth[cell.threads]:.2f}")
         line += [_megabytes(ours.peak_bytes), _megabytes(best.peak_bytes)]
         lines.append(line)
     text = _aligned(lines, left=6)
     text.append(
-        "Medians in ms. x best: the fastest peer's time over entmask's. /clone: entmask's over logits.clone()'s."
+        "Medians in ms. x best: the fastest peer's time over entmask's. /clone: entmask's over logits.clone()'s. "
+        "of copy: the least bytes at the copy bandwidth below, over entmask's time; caches go beyond 1."
     )
     text += [
         f"Copy bandwidth, {threads} thread{'s' if threads > 1 else ''}: {value / 1e9:.1f} GB/s"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PATCH = 16
@@ -115,10 +116,44 @@ class Workload:
         return self.scores < RATIO
 
     @cached_property
+    def where(self) -> Tensor:
+        """Four pixels of five."""
+        shape = (self.size.images, *self.size.spatial)
+        return torch.rand(shape, generator=self._generator, device=self.device) < 0.8
+
+    @cached_property
     def permutation(self) -> Tensor:
         """Of the patches of pairs of images, or of each image where their number is odd."""
         group = 2 if self.size.images % 2 == 0 else 1
         return torch.randperm(group * self.size.patches, generator=self._generator, device=self.device)
+
+    @cached_property
+    def source(self) -> Tensor:
+        """A patch of the batch for each patch: some are taken by many, some by none."""
+        count = self.scores.numel()
+        return torch.randint(count, self.scores.shape, generator=self._generator, device=self.device)
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """One per image, of a third to two thirds of each axis."""
+        columns = []
+        for size in self.size.spatial:
+            length = torch.randint(
+                size // 3, 2 * size // 3, (self.size.images,), generator=self._generator, device=self.device
+            )
+            first = (self._normal(self.size.images).abs() % 1 * (size - length)).long()
+            columns += [first, first + length]
+        return torch.stack(columns, 1)
+
+    @cached_property
+    def blobs(self) -> Tensor:
+        """Pseudo-labels: blobs of every class, and one pixel in a hundred of another class."""
+        size = self.size
+        coarse = self._normal(size.images, size.classes, *(n // PATCH + 1 for n in size.spatial))
+        mode = "bilinear" if len(size.spatial) == 2 else "trilinear"
+        labels = F.interpolate(coarse, size.spatial, mode=mode, align_corners=True).argmax(1)
+        wrong = torch.rand(labels.shape, generator=self._generator, device=self.device) < 0.01
+        return labels.add_(wrong).remainder_(size.classes).to(torch.uint8)
 
     def gradient(self, x: Tensor) -> Tensor:
         """An incoming gradient for an output like x."""

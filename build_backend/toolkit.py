@@ -90,15 +90,24 @@ def _dotted(arch: int) -> str:
 
 
 def default_archs(torch_flags: Iterable[str], nvcc_archs: Iterable[int]) -> tuple[str, ...]:
-    """What torch was compiled for and nvcc compiles for, from 7.5 up, and PTX of the newest for GPUs still to come."""
+    """From 7.5 up: what torch was compiled for and nvcc compiles for, and PTX of the newest for GPUs still to come.
+
+    Code for X.y runs on X.z, z >= y, and on no other X (CUDA C++ Programming Guide, binary compatibility): of a major
+    version that torch leaves out, nvcc's first is added.
+    """
     wanted = {int(flag) for flag in re.findall(r"(?:sm|compute)_(\d+)", " ".join(torch_flags))}
-    both = sorted(arch for arch in wanted & set(nvcc_archs) if arch >= OLDEST_ARCH)
+    known = [arch for arch in sorted(nvcc_archs) if arch >= OLDEST_ARCH]
+    both = wanted & set(known)
     if not both:
         raise SetupError(
             f"torch was compiled for {sorted(wanted)} and nvcc compiles for {sorted(nvcc_archs)}: none in common from "
             f"{OLDEST_ARCH} up. Name the architectures in TORCH_CUDA_ARCH_LIST."
         )
-    return (*map(_dotted, both[:-1]), _dotted(both[-1]) + "+PTX")
+    for arch in known:
+        if all(one // 10 != arch // 10 for one in both):
+            both.add(arch)
+    *others, newest = sorted(both)
+    return (*map(_dotted, others), _dotted(newest) + "+PTX")
 
 
 def parse_archs(text: str, nvcc_archs: Iterable[int]) -> tuple[str, ...]:

@@ -23,7 +23,13 @@ using c10::IValue;
 using c10::TypeKind;
 
 [[noreturn]] void wrong_type(const std::string& name, const char* expected, py::handle got) {
-  throw py::type_error(name + " must be " + expected + ", got " + Py_TYPE(got.ptr())->tp_name);
+  std::string what = Py_TYPE(got.ptr())->tp_name;
+  if (THPVariable_Check(got.ptr())) {
+    const at::Tensor& t = THPVariable_Unpack(got.ptr());
+    if (!t.device().is_cpu())
+      what = "a tensor on " + t.device().str() + ": to read it the host would wait; pass " + name + ".item() to do so";
+  }
+  throw py::type_error(name + " must be " + expected + ", got " + what);
 }
 
 // How many axes an array has; 0 for what is no array.

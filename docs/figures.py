@@ -166,6 +166,35 @@ def scores(image: Tensor, logits: Tensor) -> None:
     save(figure, "scores")
 
 
+def uncertainty(logits: Tensor) -> None:
+    kinds = ("entropy", "least_confidence", "margin")
+    figure, axes = grid_of(*(f'"{kind}"' for kind in kinds), *(f'patch_scores\n"{kind}"' for kind in kinds))
+    for i, kind in enumerate(kinds):
+        heat(axes[i], em.uncertainty_map(logits, kind))
+        heat(axes[3 + i], em.patch_scores(logits, PATCH, uncertainty=kind))
+        lines(axes[3 + i], offset=0)
+    save(figure, "uncertainty")
+
+
+def pseudo_labels(image: Tensor, logits: Tensor) -> None:
+    limit = 0.7
+    sure = em.pseudo_labels(logits, min_confidence=limit)
+    figure, axes = grid_of(
+        "image",
+        "p1, the probability\nof the label",
+        "labels",
+        f"min_confidence={limit}\norange: ignored (255)",
+        f"{sure.accepted.item():.0%} accepted:\nlabels that are kept",
+    )
+    ignored = sure.labels == 255
+    gray(axes[0], image)
+    heat(axes[1], logits.softmax(1).amax(1))
+    classes(axes[2], image, em.pseudo_labels(logits).labels[0])
+    tinted(axes[3], image, ignored)
+    classes(axes[4], image, sure.labels[0].masked_fill(ignored[0], 0))
+    save(figure, "pseudo_labels")
+
+
 def selection(image: Tensor, logits: Tensor) -> None:
     count = functools.partial(em.patch_mask, score="count", threshold=0.4)
     variants = {
@@ -259,6 +288,28 @@ def loss(image: Tensor, teacher: Tensor, student: Tensor) -> None:
     save(figure, "loss")
 
 
+def soft_loss(image: Tensor, teacher: Tensor, student: Tensor) -> None:
+    sure = em.entropy_map(teacher) < 0.4
+    p, q = student.softmax(1), teacher.softmax(1)
+    kl = (q * (q.log() - p.log())).sum(1)
+    means = [em.soft_consistency_loss(student, teacher, where, kind="kl").item() for where in (None, sure)]
+    figure, axes = grid_of(
+        "student's argmax",
+        "teacher's argmax",
+        f"mse = {em.soft_consistency_loss(student, teacher).item():.3f}",
+        f"kl = {means[0]:.3f}",
+        f"kl where the teacher\nis sure = {means[1]:.3f}",
+    )
+    classes(axes[0], image, student.argmax(1)[0])
+    classes(axes[1], image, teacher.argmax(1)[0])
+    heat(axes[2], (p - q).square().sum(1))
+    top = float(kl.quantile(0.99))
+    heat(axes[3], kl, top)
+    axes[4].imshow(np.full((SIDE, SIDE), 0.82), cmap="gray", vmin=0, vmax=1)
+    axes[4].imshow(np.ma.masked_where(~sure[0].numpy(), kl[0].numpy()), cmap="magma", vmin=0, vmax=top)
+    save(figure, "soft_loss")
+
+
 def shuffle(images: Tensor) -> None:
     patch = 24
     side = SIDE // patch
@@ -324,11 +375,14 @@ def main() -> None:
     pictures: list[Callable[[], None]] = [
         lambda: patch_mask(images[1:], teacher[1:]),
         lambda: scores(images[1:], teacher[1:]),
+        lambda: uncertainty(teacher[1:]),
+        lambda: pseudo_labels(images[1:], teacher[1:]),
         lambda: selection(images[1:], teacher[1:]),
         lambda: scope(images, uneven),
         lambda: from_scores(images[1:]),
         lambda: random(images),
         lambda: loss(images[1:], teacher[1:], student[1:]),
+        lambda: soft_loss(images[1:], teacher[1:], student[1:]),
         lambda: shuffle(images),
         lambda: where(images, teacher),
         lambda: components(images[1:], network(truth, (2.5, 2.5), 1.7, seed=3)[1:]),

@@ -91,7 +91,10 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _wrong_type(argument: _Argument, value: Any) -> TypeError:
-    return TypeError(f"{argument.name} must be {argument.expected}, got {type(value).__name__}")
+    what = type(value).__name__
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        what = f"a tensor on {value.device}: to read it the host would wait; pass {argument.name}.item() to do so"
+    return TypeError(f"{argument.name} must be {argument.expected}, got {what}")
 
 
 def _item(argument: _Argument, value: Any) -> Any:
@@ -218,6 +221,12 @@ def check_floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
 
 
+def check_axes(x: Tensor, name: str) -> None:
+    """Fewer than 2^31 along each axis. Sizes that are symbols pass."""
+    if any(isinstance(size, int) and size >= 2**31 for size in x.shape):
+        raise ValueError(f"{name} must have axes shorter than 2^31, got shape {list(x.shape)}")
+
+
 def check_image_like(x: Tensor, name: str, channels: str) -> None:
     """(N, C, H, W) or (N, C, D, H, W), floating."""
     check_floating(x, name)
@@ -225,6 +234,7 @@ def check_image_like(x: Tensor, name: str, channels: str) -> None:
         raise ValueError(
             f"{name} must have shape (N, {channels}, H, W) or (N, {channels}, D, H, W), got {list(x.shape)}"
         )
+    check_axes(x, name)
 
 
 def check_logits(logits: Tensor) -> None:

@@ -73,9 +73,7 @@ def _(logits: Tensor, target_logits: Tensor, where: Tensor | None, kind: str) ->
 
 
 @torch.library.register_fake("entmask::soft_consistency_loss_backward")
-def _(
-    grad: Tensor, logits: Tensor, target_logits: Tensor, where: Tensor | None, kind: str, sums: Tensor
-) -> Tensor:
+def _(grad: Tensor, logits: Tensor, target_logits: Tensor, where: Tensor | None, kind: str, sums: Tensor) -> Tensor:
     for name, x in (("grad", grad), ("target_logits", target_logits), ("where", where), ("sums", sums)):
         _ops.check_device(logits, "logits", x, name)
     return _ops.empty_like_format(logits)

@@ -282,7 +282,10 @@ def test_who_requires_a_gradient(wanted: str, score: str, device: str) -> None:
 
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8, device=device)
     ops = torch.ops.entmask  # these have outputs that the public functions keep
-    assert required(*ops.score_patches(logits, [4], "entropy", score, 0.5, None, torch.int64, None, None)) == [of_scores, False]
+    assert required(*ops.score_patches(logits, [4], "entropy", score, 0.5, None, torch.int64, None, None)) == [
+        of_scores,
+        False,
+    ]
     assert required(*ops.patch_where(patches, None, image, 0.0, None, [4], torch.float32)) == [of_image, False]
     losses = ops.consistency_loss(logits, labels, None, None, 1, 1, None, 1, 1, 1e-5, 0, "all")
     assert required(*losses) == [of_logits] * 4 + [False]
@@ -329,6 +332,16 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
                 logits, labels, patches, 4, class_weight=class_weight
             ),
         ),
+        "soft_consistency_loss": (
+            {"logits": logits, "target_logits": logits * 2},
+            lambda logits, target_logits: entmask_ext.soft_consistency_loss(logits, target_logits, kind="kl"),
+        ),
+        "soft_consistency_loss_backward": (
+            {"grad": one, "logits": logits, "target_logits": logits * 2, "sums": torch.ones(2).double().to(device)},
+            lambda grad, logits, target_logits, sums: ops.soft_consistency_loss_backward(
+                grad, logits, target_logits, None, "mse", sums
+            ),
+        ),
         "entropy_map_backward": (
             {"grad": pixels, "logits": logits}, lambda grad, logits: ops.entropy_map_backward(grad, logits, True),
         ),
@@ -344,7 +357,8 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
             {"total": one, "masked": one * 2, "visible": one * 3, "dice": one * 4, "logits": logits, "weight": weight,
              "sums": sums},
             lambda total, masked, visible, dice, logits, weight, sums: ops.consistency_loss_backward(
-                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0, "all"
+                total, masked, visible, dice, logits, labels, patches, [4], weight, sums, 1.5, 1, 0.5, 0.5, 1e-5, 0,
+                "all",
             ),
         ),
     }  # fmt: skip
@@ -353,7 +367,7 @@ def differentiable_calls(device: str) -> dict[str, tuple[dict[str, Tensor], Call
 OPS = [
     "entropy_map", "patch_scores", "patch_mask", "patch_mask_from_scores", "random_patch_mask", "patch_where",
     "shuffle_patches", "consistency_loss", "entropy_map_backward", "uncertainty_map", "uncertainty_map_backward",
-    "score_patches_backward", "consistency_loss_backward",
+    "score_patches_backward", "consistency_loss_backward", "soft_consistency_loss", "soft_consistency_loss_backward",
 ]  # fmt: skip
 
 
@@ -390,6 +404,7 @@ def test_a_tangent_of_the_incoming_gradient_is_refused(device: str) -> None:
         entmask_ext.entropy_map(logits),
         entmask_ext.patch_scores(logits, 4),
         entmask_ext.consistency_loss(logits, labels).total,
+        entmask_ext.soft_consistency_loss(logits, logits.detach() + 1),
     ):
         with torch.autograd.forward_ad.dual_level():
             incoming = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
@@ -436,7 +451,9 @@ def test_what_is_saved(device: str) -> None:
     masked = entmask_ext.patch_mask(image.detach(), logits.detach(), 16, 0.5)
     patches = masked.patches
     order = torch.randperm(16, device=device)
-    known = (image, logits, labels, patches, order)
+    bare = logits.detach().flip(0)
+    where = labels > 1
+    known = (image, logits, labels, patches, order, bare, where)
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "entropy_map": (lambda: entmask_ext.entropy_map(logits), 0),
         "patch_scores": (lambda: entmask_ext.patch_scores(logits, 16), 0),
@@ -446,6 +463,11 @@ def test_what_is_saved(device: str) -> None:
         "patch_mask": (lambda: entmask_ext.patch_mask(image, logits, 16, 0.5), 2 * 16),
         # four sums of the regions and three a class, in double
         "consistency_loss": (lambda: entmask_ext.consistency_loss(logits, labels, patches, 16), 8 * (4 + 3 * 4)),
+        "regions": (
+            lambda: entmask_ext.consistency_loss(logits, labels, patches, 16, dice_region="each"),
+            8 * (4 + 6 * 4),
+        ),
+        "soft_consistency_loss": (lambda: entmask_ext.soft_consistency_loss(logits, bare, where), 8 * 2),
         "shuffle_patches": (lambda: entmask_ext.shuffle_patches(image, 16, order), 0),
         "patch_where": (lambda: entmask_ext.patch_where(patches, image, 0, 16), 0),
     }

@@ -153,10 +153,13 @@ def check_loss(shape: Shape, dtype: torch.dtype, device: str, layouts: Sequence[
     plain = make_logits(shape, dtype, device, absent=-60)
     labels, patches = make_labels(shape, device=device), make_patches(shape, device)
     weight = torch.rand(shape.classes, dtype=torch.float64, device=device) + 0.1
+    region = "each" if shape.sizes[-1] % 2 else "all"
 
     def run(function: object, logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.detach().requires_grad_()
-        losses = torch.stack(function(logits, labels, patches, shape.patch, class_weight=weight))  # type: ignore[operator]
+        losses = torch.stack(  # Dice of each region where the width is odd
+            function(logits, labels, patches, shape.patch, class_weight=weight, dice_region=region)  # type: ignore[operator]
+        )
         return losses.detach(), gradient(losses, logits, torch.tensor([0.7, 1.3, -0.4, 2.1], device=device))
 
     want, expected = run(reference.consistency_loss, plain.double())

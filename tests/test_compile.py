@@ -21,7 +21,6 @@ from cases import (
     make_patches,
 )
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import entmask_ext
@@ -29,6 +28,8 @@ from entmask_ext import ConsistencyLoss, PatchMask, PseudoLabels, reference
 
 FLAT, VOLUME = Shape(2, 2, 4, (9, 14), (4, 5)), Shape(2, 1, 3, (3, 6, 5), (2, 3, 2))
 ops = torch.ops.entmask
+# torch.compile needs packages that a torch without its dependencies lacks
+CompileCounterWithBackend = pytest.importorskip("torch._dynamo.testing").CompileCounterWithBackend
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
     taken = torch.randint(4 * 2 ** len(patch), (4, *[2] * len(patch)), device=device)
     number, numbers = torch.tensor(0.4, device=device), torch.rand(shape.images, device=device)
     counts = torch.arange(shape.images, device=device)
-    one = torch.ones((), dtype=result, device=device)
+    one, two = torch.ones((), dtype=result, device=device), torch.tensor([1.0, 9.0], device=device).double()
     loss = (1.5, 0.7, weight, 0.5, 0.5, 1e-5, 0.0, "each")
     *_, sums = ops.consistency_loss(logits.detach(), labels, patches, patch, *loss)
     return {
@@ -79,6 +80,10 @@ def op_calls(shape: Shape, dtype: torch.dtype, device: str, layout: str = "conti
         ops.consistency_loss.default: (logits, labels, patches, patch, *loss),
         ops.consistency_loss_backward.default: (
             one, None, one * 2, one, logits.detach(), labels, patches, patch, weight, sums, 1.5, 0.7, *loss[3:],
+        ),
+        ops.soft_consistency_loss.default: (logits, logits.detach().flip(1).double(), per_pixel > 0.4, "kl"),
+        ops.soft_consistency_loss_backward.default: (
+            one, logits.detach(), logits.detach().flip(1), per_pixel > 0.4, "mse", two,
         ),
         ops.shuffle_patches.default: (whole, patch, order, True),
         ops.gather_patches.default: (whole, taken, patch),

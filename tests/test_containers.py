@@ -36,6 +36,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
     "pseudo_labels": (lambda x: entmask_ext.pseudo_labels(x, min_confidence=0.6), LOGITS),
     "patch_scores": (lambda x: entmask_ext.patch_scores(x, 4, score="count", threshold=0.5), LOGITS),
     "consistency_loss": (lambda x: entmask_ext.consistency_loss(x, LABELS, PATCHES, 4, smooth=1), LOGITS),
+    "soft_consistency_loss": (lambda x: entmask_ext.soft_consistency_loss(x, LOGITS.flip(0), LABELS > 0), LOGITS),
     "largest_components": (lambda x: entmask_ext.largest_components(x, 3), LABELS),
     "gather_patches": (lambda x: entmask_ext.gather_patches(x, SOURCE, 4), IMAGE),
     "shuffle_patches": (lambda x: entmask_ext.shuffle_patches(x, 4, ORDER), IMAGE),

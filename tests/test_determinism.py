@@ -33,6 +33,8 @@ def everything(shape: Shape, layout: str, device: str) -> list[Tensor]:
     masked = entmask_ext.patch_mask(image, logits, shape.patch, 0.4, hint=0.1, label_dtype=torch.int64)
     counted = entmask_ext.patch_mask(image, logits, shape.patch, score="count", threshold=0.3, scope="batch")
     losses = entmask_ext.consistency_loss(logits, labels, patches, shape.patch)
+    each = entmask_ext.consistency_loss(logits, labels, patches, shape.patch, dice_region="each").total
+    soft = entmask_ext.soft_consistency_loss(logits, logits.detach().flip(1), labels > 1, kind="kl")
     entropy = entmask_ext.entropy_map(logits)
     margin = entmask_ext.uncertainty_map(logits, "margin")
     gated = entmask_ext.pseudo_labels(logits, min_confidence=0.6)
@@ -40,8 +42,9 @@ def everything(shape: Shape, layout: str, device: str) -> list[Tensor]:
     whole = image[(..., *(slice(size // width * width) for size, width in zip(shape.sizes, shape.patch, strict=True)))]
     per_image = math.prod(size // width for size, width in zip(shape.sizes, shape.patch, strict=True))
     shuffled = entmask_ext.shuffle_patches(whole, shape.patch, torch.randperm(per_image).to(device))
-    results = [*masked, *counted[:4], *losses, entropy, margin, *gated, mixed, shuffled]
-    for out in (masked.image, masked.scores, losses.total, losses.dice, entropy, margin, mixed, shuffled):
+    results = [*masked, *counted[:4], *losses, each, soft, entropy, margin, *gated, mixed, shuffled]
+    differentiable = [masked.image, masked.scores, losses.total, losses.dice, each, soft, entropy, margin]
+    for out in (*differentiable, mixed, shuffled):
         source = image if any(out is x for x in (masked.image, mixed, shuffled)) else logits
         incoming = torch.linspace(-1, 1, out.numel(), device=device, dtype=out.dtype).reshape(out.shape)
         results.append(torch.autograd.grad(out, source, incoming, retain_graph=True)[0])

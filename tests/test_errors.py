@@ -3,6 +3,7 @@
 Each is tried through the public function and through torch.ops, which compiled and C++ callers use.
 """
 
+import contextlib
 import inspect
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from cases import assert_same_bits
 from torch import Tensor
+from torch.overrides import BaseTorchFunctionMode
 
 import entmask_ext
 
@@ -35,6 +37,7 @@ VALID: dict[str, dict[str, Any]] = {
     "uncertainty_map": {"logits": LOGITS},
     "pseudo_labels": {"logits": LOGITS},
     "consistency_loss": {"logits": LOGITS, "labels": LABELS, "patches": PATCHES, "patch_size": 4},
+    "soft_consistency_loss": {"logits": LOGITS, "target_logits": LOGITS + 1, "where": LABELS > 1},
     "shuffle_patches": {"x": IMAGE, "patch_size": 4, "permutation": PERMUTATION},
     "select_patches": {"scores": SCORES},
     "patch_where": {"patches": PATCHES, "inside": IMAGE, "outside": IMAGE + 1, "patch_size": 4},
@@ -199,6 +202,9 @@ WITH_PATCHES = (
 )  # fmt: skip
 WITH_SELECTION = ("patch_mask", "patch_mask_from_scores", "select_patches")
 MASKING = ("patch_mask", "patch_mask_from_scores", "random_patch_mask")
+LONG_AXES = [
+    (function, name) for function in VALID for name in ("image", "logits", "x", "outside") if name in VALID[function]
+]
 CASES = [
     *(
         case
@@ -217,6 +223,7 @@ CASES = [
         "pseudo_labels", {"logits": torch.zeros(2, 256, 3, 4)}, ValueError, r"label_dtype.*uint8.*255.*256"
     ),
     *(case for case in logits_cases("consistency_loss")),
+    *logits_cases("soft_consistency_loss"),
     *(
         case
         for name in WITH_PATCHES
@@ -302,7 +309,16 @@ CASES = [
     Case("consistency_loss", {"labels": LABELS.to("meta")}, ValueError, r"labels.*(cpu.*meta|meta.*cpu)"),
     Case("consistency_loss", {"patches": PATCHES.float()}, TypeError, r"patches.*bool.*[fF]loat"),
     Case("consistency_loss", {"patches": PATCHES[:, 1:]}, ValueError, r"patches.*\[2, 4, 6\].*\[2, 3, 6\]"),
-    Case("consistency_loss", {"patches": PATCHES[:1]}, ValueError, r"patches.*\[2, 4, 6\].*\[1, 4, 6\]"),
+    Case("consistency_loss", {"patches": PATCHES[:1, 1:]}, ValueError, r"patches.*\[1, 4, 6\].*\[1, 3, 6\]"),
+    Case("consistency_loss", {"patches": PATCHES[[0, 1, 0]]}, ValueError, r"patches.*\[2, 4, 6\].*\[3, 4, 6\]"),
+    Case("consistency_loss", {"patches": PATCHES[:0]}, ValueError, r"patches.*\[2, 4, 6\].*\[0, 4, 6\]"),
+    Case("consistency_loss", {"dice_region": "both"}, ValueError, r"dice_region.*'all' or 'each'.*'both'"),
+    Case("consistency_loss", {"dice_region": None}, TypeError, r"dice_region.*str.*None", public_only=True),
+    *(
+        Case("consistency_loss", {name: bad}, ValueError, rf"{name} must be finite and >= 0, got {bad}")
+        for name in ("mask_weight", "visible_weight")
+        for bad in (-1.5, float("nan"), float("inf"))
+    ),
     Case("consistency_loss", {"patches": PATCHES.to("meta")}, ValueError, r"patches.*(cpu.*meta|meta.*cpu)"),
     Case("consistency_loss", {"patch_size": None}, ValueError, r"patches.*patch_size|patch_size.*patches"),
     Case("consistency_loss", {"class_weight": torch.ones(3)}, ValueError, r"class_weight.*4.*\[3\]"),
@@ -317,6 +333,15 @@ CASES = [
         )
         for bad in (-1.5, float("nan"), float("inf"))
     ),
+    # The loss against soft targets
+    Case("soft_consistency_loss", {"target_logits": LOGITS.int()}, TypeError, r"target_logits.*float.*(Int|int32)"),
+    Case("soft_consistency_loss", {"target_logits": LOGITS[:1]}, ValueError,
+         r"target_logits.*\[2, 4, 16, 24\].*\[1, 4, 16, 24\]"),
+    Case("soft_consistency_loss", {"target_logits": LOGITS.to("meta")}, ValueError, r"target_.*(cpu.*meta|meta.*cpu)"),
+    Case("soft_consistency_loss", {"where": LABELS}, TypeError, r"where.*bool.*(Long|int64)"),
+    Case("soft_consistency_loss", {"where": LABELS[:1] > 1}, ValueError, r"where.*\[2, 16, 24\].*\[1, 16, 24\]"),
+    Case("soft_consistency_loss", {"where": (LABELS > 1).to("meta")}, ValueError, r"where.*(cpu.*meta|meta.*cpu)"),
+    Case("soft_consistency_loss", {"kind": "js"}, ValueError, r"kind.*'mse' or 'kl'.*'js'"),
     # Shuffling
     Case("shuffle_patches", {"patch_size": 5}, ValueError, r"x.*(divisible|multiple).*patch_size.*5.*16, 24"),
     Case("shuffle_patches", {"permutation": PERMUTATION.int()}, TypeError, r"permutation.*int64.*(Int|int32)"),
@@ -328,6 +353,13 @@ CASES = [
     Case("shuffle_patches", {"permutation": torch.arange(24) - 1}, ValueError, r"permutation.*-1"),
     Case("shuffle_patches", {"permutation": torch.zeros(24, dtype=torch.int64)}, ValueError, r"permutation.*0"),
     Case("shuffle_patches", {"permutation": PERMUTATION.to("meta")}, ValueError, r"permutation.*(cpu.*meta|meta.*cpu)"),
+    # A position along an axis is 32 bits in the CUDA kernels
+    *(
+        Case(function, {name: torch.zeros(()).expand(1, 2, *sizes)} | ({"inside": 0.0} if name == "outside" else {}),
+             ValueError, rf"{name}.*2\^31.*2147483648")
+        for function, name in LONG_AXES
+        for sizes in ((1, 2**31), (2**31, 1, 4))
+    ),
 ]  # fmt: skip
 
 
@@ -356,7 +388,8 @@ NUMBERS: dict[str, dict[str, float | int]] = {
     "select_patches": {"ratio": 0.25, "min_score": 0.5, "hint": 0.125},
     "patch_where": {"inside": -2.5, "outside": 1},
     "consistency_loss": {
-        "mask_weight": 2, "ce_weight": 0.25, "dice_weight": 0.75, "smooth": 0.5, "denominator_offset": 3,
+        "mask_weight": 2, "visible_weight": 0.5, "ce_weight": 0.25, "dice_weight": 0.75, "smooth": 0.5,
+        "denominator_offset": 3,
     },
 }  # fmt: skip
 each_number = pytest.mark.parametrize(
@@ -371,6 +404,20 @@ def test_what_is_no_number(function: str, name: str) -> None:
     for bad in ("half", b"1", 1j, [0.5], 10**400, *truths, *arrays):
         with pytest.raises((TypeError, ValueError), match=name):
             call(function, **{name: bad})
+
+
+# Those that no kernel reads from memory.
+FROM_THE_HOST = [(f, name) for f, names in NUMBERS.items() for name in names
+                 if name not in ("ratio", "threshold", "min_score", "inside", "outside")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "name"), FROM_THE_HOST)
+@pytest.mark.parametrize("way", [contextlib.nullcontext, BaseTorchFunctionMode], ids=["eager", "traced"])
+def test_a_number_on_a_device_is_refused(way: Callable[[], Any], function: str, name: str) -> None:
+    """To read it, the host would have to wait."""
+    message = rf"{name} must be a number.*on meta.*wait.*{name}\.item\(\)"
+    with way(), pytest.raises(TypeError, match=message):
+        call(function, **{name: torch.tensor(0.5, device="meta")})
 
 
 @pytest.mark.parametrize("function", WITH_SELECTION)
@@ -500,7 +547,9 @@ def test_a_layout_without_kernels(convert: Callable[[Tensor], Tensor]) -> None:
             call()
 
 
-@pytest.mark.parametrize("name", ["mask_weight", "ce_weight", "dice_weight", "smooth", "denominator_offset"])
+@pytest.mark.parametrize(
+    "name", ["mask_weight", "visible_weight", "ce_weight", "dice_weight", "smooth", "denominator_offset"]
+)
 def test_a_weight_that_requires_grad(name: str) -> None:
     """Its gradient would be dropped without a word."""
     logits, labels = torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.uint8)

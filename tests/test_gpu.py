@@ -1,6 +1,9 @@
 """What only a GPU can show: streams, graphs, several devices, no waiting of the host, and agreement with the CPU."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from entmask_ext import reference
 
 pytestmark = pytest.mark.gpu
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPE = Shape(4, 2, 5, (130, 157), (16, 16))
 
 
@@ -134,6 +138,53 @@ def test_a_cuda_graph_follows_its_inputs() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert_same(captured, step(*others))
+
+
+def test_the_very_first_call_may_be_captured() -> None:
+    """A process that calls each op for the first time while a graph is captured: whatever is set up then must be legal
+    there. Replayed with other numbers it gives what the calls give."""
+    code = """if True:
+        import torch
+        import entmask_ext as em
+
+        ones = torch.ones((), device="cuda")
+        order = torch.randperm(32, device="cuda")
+        boxes = torch.tensor([[1, 2, 20, 30]], device="cuda")
+        inputs = [
+            torch.randn(2, 1, 64, 64, device="cuda"),
+            torch.randn(2, 4, 64, 64, device="cuda"),
+            torch.randint(4, (2, 64, 64), device="cuda"),
+        ]
+
+        def step(image, logits, labels):
+            logits = logits.detach().requires_grad_()
+            masked = em.patch_mask(image, logits.detach(), 16, 0.5, label_dtype=torch.uint8)
+            total = em.consistency_loss(logits, labels, masked.patches, 16).total
+            return [
+                *masked,
+                total.detach(),
+                *torch.autograd.grad(total, logits, ones),
+                em.entropy_map(logits.detach()),
+                em.shuffle_patches(image, 16, order),
+                em.gather_patches(image, order.view(2, 4, 4), 16),
+                em.patch_where(masked.patches, image, 0.0, 16),
+                em.select_patches(image[:, 0, 0], 0.5),
+                em.box_mask(boxes, (64, 64)),
+                em.largest_components(labels, 4),
+            ]
+
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step(*inputs)
+        inputs[0].normal_(), inputs[1].normal_(), inputs[2].random_(4)
+        graph.replay()
+        torch.cuda.synchronize()
+        for one, other in zip(captured, step(*inputs), strict=True):
+            assert torch.equal(one, other)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_entries_out_of_range_write_zeros() -> None:

@@ -75,6 +75,57 @@ def test_loss_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str
 
 
 @devices
+@combinations
+def test_dice_of_each_region_equals_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
+    logits = finite_logits(shape, dtype, device, layout)
+    weights = {"mask_weight": 0.7, "visible_weight": 1.6, "dice_region": "each"}
+    check(logits, make_labels(shape, torch.uint8, device), make_patches(shape, device), shape.patch, **weights)
+
+
+@devices
+@pytest.mark.parametrize("dice_region", ["all", "each"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 8, 9, 33])
+def test_one_grid_for_all_images(classes: int, dice_region: str, device: str) -> None:
+    shape = Shape(3, 1, classes, (13, 70), (4, 9))
+    logits, labels = finite_logits(shape, device=device), make_labels(shape, device=device)
+    patches = make_patches(shape, device)[:1]
+    weights = {"mask_weight": 2, "visible_weight": 0.5, "dice_region": dice_region}
+    check(logits, labels, patches, shape.patch, **weights)
+    shared = entmask_ext.consistency_loss(logits, labels, patches, shape.patch, **weights)
+    spread = entmask_ext.consistency_loss(logits, labels, patches.expand(3, -1, -1), shape.patch, **weights)
+    assert all(torch.equal(a, b) for a, b in zip(shared, spread, strict=True))
+
+
+@devices
+def test_dice_of_each_region_is_that_of_its_pixels_alone(device: str) -> None:
+    """The other region's labels set to an ignored one."""
+    logits, labels = finite_logits(ODD, device=device), make_labels(ODD, device=device)
+    patches = make_patches(ODD, device)
+    masked = entmask_ext.patch_where(patches, labels, -1, ODD.patch)
+    visible = entmask_ext.patch_where(patches, -1, labels, ODD.patch)
+    alone = [entmask_ext.consistency_loss(logits, region).dice for region in (masked, visible)]
+    each = entmask_ext.consistency_loss(
+        logits, labels, patches, ODD.patch, mask_weight=0.3, visible_weight=2, dice_region="each"
+    )
+    torch.testing.assert_close(each.dice, 0.3 * alone[0] + 2 * alone[1])
+    assert abs(each.dice - 2.3 * entmask_ext.consistency_loss(logits, labels).dice) > 1e-4
+
+
+@devices
+@pytest.mark.parametrize("smooth", [1e-5, 0.0])
+@pytest.mark.parametrize("region", ["all masked", "nothing masked", "masked ignored", "no patches"])
+def test_the_dice_of_a_region_without_pixels(region: str, smooth: float, device: str) -> None:
+    logits = torch.randn(2, 3, 8, 24, device=device)
+    labels = torch.randint(3, (2, 8, 24), device=device)
+    patches = torch.full((2, 2, 6), region != "nothing masked", device=device)
+    if region == "masked ignored":
+        patches[1] = False
+        labels[0] = 255
+    keywords = {"smooth": smooth, "visible_weight": 0.5, "dice_region": "each"}
+    check(logits, labels, *((None, None) if region == "no patches" else (patches, 4)), **keywords)
+
+
+@devices
 @dtypes
 def test_without_patches_all_is_visible(dtype: torch.dtype, device: str) -> None:
     logits, labels = finite_logits(ODD, dtype, device), make_labels(ODD, torch.uint8, device)
@@ -108,9 +159,9 @@ def test_total_is_the_weighted_sum(device: str) -> None:
         make_patches(ODD, device),
     )
     losses = entmask_ext.consistency_loss(
-        logits, labels, patches, ODD.patch, mask_weight=3, ce_weight=0.2, dice_weight=0.9
+        logits, labels, patches, ODD.patch, mask_weight=3, visible_weight=0.6, ce_weight=0.2, dice_weight=0.9
     )
-    want = 0.2 * (3 * losses.ce_masked + losses.ce_visible) + 0.9 * losses.dice
+    want = 0.2 * (3 * losses.ce_masked + 0.6 * losses.ce_visible) + 0.9 * losses.dice
     torch.testing.assert_close(losses.total, want, rtol=1e-6, atol=0)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,35 @@ def test_default_archs_are_those_of_both_from_75_up_with_ptx_of_the_newest() -> 
     ]
     with pytest.raises(SetupError, match="none in common"):
         toolkit.default_archs(("sm_50", "sm_70"), [70, 75])
+
+
+# torch's wheels for x86-64 with CUDA 13, and all that nvcc 13.0 compiles for.
+TORCH_FLAGS = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+NVCC_ARCHS = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+
+
+def runs_on(archs: Sequence[str], device: int) -> bool:
+    """Machine code runs on the same major version from its minor version up, PTX on every later version."""
+    for arch in archs:
+        number = int(arch.removesuffix("+PTX").replace(".", ""))
+        if number <= device and (number // 10 == device // 10 or arch.endswith("+PTX")):
+            return True
+    return False
+
+
+@needs_nvcc
+def test_every_architecture_of_nvcc_has_code(here: torch_env.TorchEnv) -> None:
+    kit = toolkit.describe(Path(str(shutil.which("nvcc"))))
+    assert kit is not None
+    built = toolkit.default_archs(here.arch_flags or TORCH_FLAGS, kit.archs)
+    assert [arch for arch in kit.archs if not runs_on(built, arch)] == []
+
+
+def test_a_major_version_that_torch_leaves_out_gets_code() -> None:
+    archs = toolkit.default_archs(TORCH_FLAGS, NVCC_ARCHS)
+    assert archs == ("7.5", "8.0", "8.6", "9.0", "10.0", "11.0", "12.0+PTX")
+    assert [arch for arch in NVCC_ARCHS if not runs_on(archs, arch)] == []
+    assert not runs_on(tuple(arch for arch in archs if arch != "11.0"), 110)
 
 
 def test_arch_list_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

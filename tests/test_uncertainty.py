@@ -35,9 +35,7 @@ def from_the_two_largest(logits: Tensor, kind: str) -> Tensor:
 
 @devices
 @combinations
-def test_values_and_gradients_equal_the_reference(
-    shape: Shape, dtype: torch.dtype, layout: str, device: str
-) -> None:
+def test_values_and_gradients_equal_the_reference(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> None:
     logits = make_logits(shape, dtype, device, layout).requires_grad_()
     exact = logits.detach().double().requires_grad_()
     for kind in TOP_TWO:

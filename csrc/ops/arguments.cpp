@@ -44,11 +44,20 @@ Dtype float_dtype(const Tensor& t, const char* name) {
 
 at::ScalarType compute_dtype(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
+void check_axes(const Tensor& t, const char* name) {
+  for (const c10::SymInt& size : t.sym_sizes()) {
+    const auto known = size.maybe_as_int();
+    TORCH_CHECK_VALUE(!known || *known < (int64_t(1) << 31), name, " must have axes shorter than 2^31, got shape ",
+                      t.sym_sizes());
+  }
+}
+
 void check_movable(const Tensor& t, const char* name) {
   const at::ScalarType type = t.scalar_type();
   TORCH_CHECK_TYPE(type == at::kBool || is_integer(type) || known_float(type), name,
                    " must be floating, bool, uint8 or int8 to int64, got ", type);
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
+  check_axes(t, name);
 }
 
 void check_image_like(const Tensor& t, const char* name, const char* channels) {
@@ -56,6 +65,7 @@ void check_image_like(const Tensor& t, const char* name, const char* channels) {
   TORCH_CHECK_VALUE(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
   TORCH_CHECK_VALUE(t.dim() == 4 || t.dim() == 5, name, " must have shape (N, ", channels, ", H, W) or (N, ", channels,
                     ", D, H, W), got ", t.sym_sizes());
+  check_axes(t, name);
 }
 
 void check_logits(const Tensor& logits) {

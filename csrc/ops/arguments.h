@@ -29,6 +29,9 @@ Dtype float_dtype(const Tensor& t, const char* name);
 // float32.
 at::ScalarType compute_dtype(const Tensor& t);
 
+// Fewer than 2^31 along each axis: a position along one is 32 bits in the CUDA kernels. Sizes that are symbols pass;
+// the kernels' own call has numbers.
+void check_axes(const Tensor& t, const char* name);
 // What patches are moved in: floating, bool, uint8 or int8 to int64, dense.
 void check_movable(const Tensor& t, const char* name);
 // (N, C, H, W) or (N, C, D, H, W), floating.

@@ -358,8 +358,8 @@ TORCH_LIBRARY_FRAGMENT(entmask, m) {
                    "score_patches(Tensor logits, int[] patch_size, str uncertainty, str score, float threshold, "
                    "Tensor? threshold_tensor, ScalarType? label_dtype, float? min_confidence, "
                    "Tensor? min_confidence_tensor) -> (Tensor, Tensor)");
-  define_primitive(
-      m, "score_patches_backward(Tensor grad, Tensor logits, int[] patch_size, str uncertainty) -> Tensor");
+  define_primitive(m,
+                   "score_patches_backward(Tensor grad, Tensor logits, int[] patch_size, str uncertainty) -> Tensor");
   define_primitive(m, "entropy_map(Tensor logits, bool normalize) -> Tensor");
   define_primitive(m, "entropy_map_backward(Tensor grad, Tensor logits, bool normalize) -> Tensor");
   define_primitive(m, "uncertainty_map(Tensor logits, str uncertainty) -> Tensor");

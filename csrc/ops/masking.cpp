@@ -368,9 +368,9 @@ Masked mask_by_scores(const Tensor& image, const Tensor& scores, at::IntArrayRef
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_mask(
     const Tensor& image, const Tensor& logits, at::IntArrayRef patch_size, optional<double> ratio,
     const OptionalTensor& ratio_tensor, string_view uncertainty, string_view score, double threshold,
-    const OptionalTensor& threshold_tensor, optional<double> min_score, const OptionalTensor& min_score_tensor, int64_t min_patches, string_view order,
-    double hint, string_view scope, double fill, optional<at::ScalarType> mask_dtype,
-    optional<at::ScalarType> label_dtype, optional<double> min_confidence,
+    const OptionalTensor& threshold_tensor, optional<double> min_score, const OptionalTensor& min_score_tensor,
+    int64_t min_patches, string_view order, double hint, string_view scope, double fill,
+    optional<at::ScalarType> mask_dtype, optional<at::ScalarType> label_dtype, optional<double> min_confidence,
     const OptionalTensor& min_confidence_tensor) {
   check_masking(image, fill, mask_dtype);
   check_logits(logits);

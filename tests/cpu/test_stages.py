@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simt import data, launchers, reference, test_box_mask, test_components
+from simt import data, launchers, reference, test_box_mask, test_components, test_pseudo_labels
 from simt.tensors import Tensor, bits, image, patch_counts, tensor
 
 from build_backend import extension
@@ -252,6 +252,35 @@ def test_pool(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_pool, dtypes, options)
 
 
+def check_top_two(shape: Shape, patch: Shape, dtype: str, layout: str, options: dict[str, Any]) -> None:
+    """Least confidence and margin, and the labels with and without a gate."""
+    x = tensor(data.logits(shape, seed=shape[-1]), dtype, layout)
+    compute = np.float64 if dtype == "float64" else np.float32
+    tolerance = 1e-13 if dtype == "float64" else 4e-7
+    for kind in ("least_confidence", "margin"):
+        values, _ = launchers.entropy_map(x, uncertainty=kind, **options)
+        np.testing.assert_allclose(values, reference.uncertainty(x.values, kind), rtol=0, atol=tolerance)
+        scores, labels, _ = launchers.entropy_pool(
+            x, patch, uncertainty=kind, labels="int64", min_confidence=0.0, **options
+        )
+        wanted = reference.patch_scores(x.values, patch, uncertainty_of=kind)
+        np.testing.assert_allclose(scores, wanted, rtol=0, atol=tolerance)
+        np.testing.assert_array_equal(labels, reference.gated_labels(x.values, 0.0, -100))
+        grad = data.rng(1).normal(size=(shape[0], *shape[2:])).astype(compute)
+        actual, _ = launchers.entropy_backward(x, grad, uncertainty=kind, **options)
+        assert_gradient(actual, reference.top_two_backward(x.values, grad.astype(np.float64), kind), dtype)
+    limit = test_pseudo_labels.limit_of(x)
+    for kind, given in (("uint8", limit), ("int64", None)):
+        if kind == "int64" or shape[1] <= 255:
+            test_pseudo_labels.check(x, kind, given, given, **options)
+
+
+@every_stage
+@DTYPES
+def test_top_two(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
+    each_case(check_top_two, dtypes, options)
+
+
 def check_map(shape: Shape, patch: Shape, dtype: str, layout: str, options: dict[str, Any]) -> None:
     x = tensor(data.logits(shape, seed=shape[-1]), dtype, layout)
     tolerance = 1e-13 if dtype == "float64" else 4e-7
@@ -285,7 +314,14 @@ def test_backward(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_backward, dtypes, options)
 
 
-WEIGHTS = {"mask_weight": 1.5, "ce_weight": 0.5, "dice_weight": 0.5, "smooth": 1e-5, "denominator_offset": 1.0}
+WEIGHTS = {
+    "mask_weight": 1.5,
+    "visible_weight": 0.8,
+    "ce_weight": 0.5,
+    "dice_weight": 0.5,
+    "smooth": 1e-5,
+    "denominator_offset": 1.0,
+}
 
 
 def check_loss(
@@ -306,8 +342,9 @@ def check_loss(
         "weights": WEIGHTS,
     }
     plain: dict[str, Any] = {"patches": None, "patch": None, "class_weight": None, "weights": WEIGHTS}
+    shared = {**masked, "patches": masked["patches"][:1], "dice_each": True}
     tolerance = 1e-12 if dtype == "float64" else 1e-5
-    for arguments in (masked, plain):
+    for arguments in (masked, shared, plain):
         if arguments["class_weight"] is not None and dtype != "float64":
             arguments["class_weight"] = arguments["class_weight"].astype(np.float32).astype(np.float64)
         losses, sums, _ = launchers.loss_forward(x, labels, **arguments, **options)
@@ -324,3 +361,28 @@ def check_loss(
 @DTYPES
 def test_loss(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
     each_case(check_loss, dtypes, options)
+
+
+def check_soft_loss(
+    shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, layout: str, options: dict[str, Any]
+) -> None:
+    """A target of the same dtype and layout, and one of another."""
+    x = usable(shape, dtype, layout)
+    y = data.logits(shape, seed=shape[-1] + 1, odd=False)
+    where = data.rng(2).random((shape[0], *shape[2:])) < 0.7
+    other = {"float32": "bfloat16", "float64": "float16", "float16": "float64", "bfloat16": "float32"}[dtype]
+    for i, (target, pixels) in enumerate(((tensor(y, dtype, layout), where), (tensor(y, other), None))):
+        kl = (shape[-1] + i) % 2 == 0
+        tolerance = 1e-12 if "float64" in (dtype, target.dtype) else 1e-5
+        mean, sums, _ = launchers.soft_loss_forward(x, target, pixels, kl=kl, **options)
+        wanted, wanted_sums = reference.soft_loss(x.values, target.values, pixels, kl=kl)
+        np.testing.assert_allclose(mean, wanted, rtol=tolerance, atol=tolerance / 10)
+        assert sums[1] == wanted_sums[1]
+        actual, _ = launchers.soft_loss_backward(x, target, pixels, wanted_sums, 0.7, kl=kl, **options)
+        assert_gradient(actual, reference.soft_loss_backward(x.values, target.values, pixels, 0.7, kl=kl), dtype)
+
+
+@every_stage
+@DTYPES
+def test_soft_loss(dtypes: tuple[str, ...], options: dict[str, Any]) -> None:
+    each_case(check_soft_loss, dtypes, options)

@@ -32,6 +32,10 @@ struct Pointer {
   size_t field, buffer;  // byte offset in the params struct, which buffer
 };
 
+struct Address {
+  size_t field, value;
+};
+
 struct Run {
   simt::Order order;
   uint64_t seed;
@@ -42,6 +46,7 @@ struct Case {
   std::string params;
   std::vector<BufferSpec> buffers;
   std::vector<Pointer> pointers;
+  std::vector<Address> addresses;
   std::vector<Run> runs;
 };
 
@@ -77,6 +82,11 @@ Case read_case(std::istream& in) {
     } else if (word == "pointer") {
       Pointer& p = c.pointers.emplace_back();
       in >> p.field >> p.buffer;
+    } else if (word == "address") {
+      Address& a = c.addresses.emplace_back();
+      in >> a.field >> a.value;
+    } else if (word == "dry") {
+      simt::settings.dry = true;
     } else if (word == "run") {
       Run& r = c.runs.emplace_back();
       in >> word >> r.seed;
@@ -112,7 +122,9 @@ std::string run_once(const Case& c, const Run& run) {
     const void* address = buffers[p.buffer]->data();
     memcpy(&params[p.field], &address, sizeof address);
   }
-  const simt::Buffer workspace("workspace", c.operation->workspace(params.data()), 0);
+  for (const Address& a : c.addresses) memcpy(&params[a.field], &a.value, sizeof a.value);
+  const size_t scratch = c.operation->workspace(params.data());
+  const simt::Buffer workspace("workspace", simt::settings.dry ? 0 : scratch, 0);
 
   const cudaError_t error = c.operation->run(params.data(), workspace.data(), reinterpret_cast<cudaStream_t>(&stream));
   if (error != cudaSuccess) simt::complain("the launcher returned error %d", static_cast<int>(error));

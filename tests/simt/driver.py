@@ -8,6 +8,8 @@ A case goes to the driver's stdin as lines of words, some followed by bytes::
     output NAME BYTES OFFSET                    poisoned with 0xFF
     params BYTES <newline> <bytes>              the params struct
     pointer FIELD BUFFER                        byte offset in the struct, number of the buffer
+    dry                                         launches are noted, and nothing runs
+    address FIELD VALUE                         a pointer that nothing stands behind: dry only
     shared_limit BYTES, multiprocessors COUNT   of the device
 
 and its stdout is the outputs' bytes, then the counts as JSON.
@@ -35,6 +37,14 @@ SCHEDULES: tuple[Run, ...] = (("forward", 0), ("reverse", 0), ("random", 1), ("r
 
 class KernelFault(AssertionError):
     """What the harness reported: races, stray accesses, bad launches, answers that depend on the schedule."""
+
+
+class Planned(Exception):
+    """A dry run: what would be launched, and no answers."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__(f"{len(counts.launches)} launches")
+        self.counts = counts
 
 
 @dataclass(eq=False)
@@ -104,11 +114,13 @@ def run(
     shared_limit: int | None = None,
     multiprocessors: int | None = None,
     executable: Path | None = None,
+    dry: bool = False,
     timeout: float = 300,
 ) -> Counts:
     """Runs one launcher; `fields` are those of its params struct, with Input and Output for pointers.
 
-    Outputs get their answers. Raises KernelFault where the harness reports anything.
+    Outputs get their answers. Raises KernelFault where the harness reports anything. `dry` looks at no array's contents
+    and raises Planned with the launches; it needs the counting build.
     """
     executable = executable or build.driver(mode)
     params, pointers = pack(struct, fields)
@@ -122,6 +134,8 @@ def run(
     for offset, buffer in pointers:
         if not any(buffer is b for b in buffers):
             buffers.append(buffer)
+            if dry:
+                continue
             size = span(buffer.array)
             if isinstance(buffer, Input):
                 case.append(f"input {buffer.name} {size} {buffer.offset}\n".encode())
@@ -129,7 +143,12 @@ def run(
             else:
                 case.append(f"output {buffer.name} {size} {buffer.offset}\n".encode())
         number = next(i for i, b in enumerate(buffers) if b is buffer)
-        case.append(f"pointer {offset} {number}\n".encode())
+        if dry:
+            case.append(f"address {offset} {(number + 1 << 40) + buffer.offset}\n".encode())
+        else:
+            case.append(f"pointer {offset} {number}\n".encode())
+    if dry:
+        case.append(b"dry\n")
     case.append(f"params {len(params)}\n".encode() + params)
 
     done = subprocess.run(
@@ -143,6 +162,8 @@ def run(
         message = done.stderr.decode(errors="replace")
         raise KernelFault(f"{operation} ({mode}): exit code {done.returncode}\n{message[:8000]}")
     rest = done.stdout
+    if dry:
+        raise Planned(Counts(json.loads(rest)["launches"], executable))
     for buffer in buffers:
         if isinstance(buffer, Output):
             size = span(buffer.array)

@@ -243,7 +243,7 @@ def _loss_fields(
         "class_weight": None if class_weight is None else Input("class_weight", class_weight.astype(number)),
         "logits_stride": strides(logits.storage),
         "labels_stride": strides(labels, channels=False),
-        "patches_stride": 0 if patches is None or len(patches) != n else patches[0].size,
+        "patches_stride": 0 if patches is None or len(patches) != n else patches.size // max(1, n),
         "dtype": ENUMS["Dtype"][logits.dtype],
         "label_dtype": ENUMS["LabelDtype"][labels.dtype.name],
         "batch": n,
@@ -311,7 +311,9 @@ def loss_backward(
     return Tensor(written(grad_logits), logits.dtype).values, counts
 
 
-def _soft_loss_fields(logits: Tensor, target: Tensor, where: np.ndarray | None, kl: bool, offset: int) -> dict[str, Any]:
+def _soft_loss_fields(
+    logits: Tensor, target: Tensor, where: np.ndarray | None, kl: bool, offset: int
+) -> dict[str, Any]:
     n, k, *size = logits.storage.shape
     return {
         "logits": logits.input("logits"),

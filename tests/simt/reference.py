@@ -34,6 +34,35 @@ def entropy(x: np.ndarray, *, normalize: bool = True) -> np.ndarray:
     return np.clip(h / math.log(x.shape[1]), 0, 1) if normalize else h
 
 
+def _others(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """e^(x - max) but of the first maximum (0 there), their sum and largest, and the classes of the two largest x."""
+    first = x.argmax(1) if x.size else np.zeros((len(x), *x.shape[2:]), np.int64)
+    at = first[:, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        e = np.exp(x - np.take_along_axis(x, at, 1))
+    np.put_along_axis(e, at, 0.0, 1)
+    rest = x.copy()
+    np.put_along_axis(rest, at, -np.inf, 1)
+    second = rest.argmax(1) if x.size else first
+    return e, e.sum(1), np.take_along_axis(e, second[:, None], 1)[:, 0], np.stack([first, second], 1)
+
+
+def uncertainty(x: np.ndarray, kind: str) -> np.ndarray:
+    """As params.h says, [N, *S]."""
+    if kind == "entropy":
+        return entropy(x)
+    k = x.shape[1]
+    _, z, e2, _ = _others(x)
+    with np.errstate(invalid="ignore"):
+        value = z / (1 + z) * k / (k - 1) if kind == "least_confidence" else (z + e2) / (1 + z)
+        return np.where(unusable(x), np.nan, np.clip(value, 0, 1))
+
+
+def confidence(x: np.ndarray) -> np.ndarray:
+    """The probability of the label, [N, *S]."""
+    return np.where(unusable(x), np.nan, 1 / (1 + _others(x)[1]))
+
+
 def _patch_slices(size: Sequence[int], patch: Sequence[int]) -> list[tuple[slice, ...]]:
     """Of every patch, row by row."""
     counts = patch_counts(size, patch)
@@ -49,13 +78,18 @@ def _by_patch(values: np.ndarray) -> np.ndarray:
 
 
 def patch_scores(
-    x: np.ndarray, patch: Sequence[int], *, threshold: float | np.ndarray | None = None, dtype: type = np.float32
+    x: np.ndarray,
+    patch: Sequence[int],
+    *,
+    uncertainty_of: str = "entropy",
+    threshold: float | np.ndarray | None = None,
+    dtype: type = np.float32,
 ) -> np.ndarray:
-    """Mean entropy of each patch [N, *G]; with a threshold (or one per image) the fraction of pixels at or above it.
+    """Mean uncertainty of each patch [N, *G]; with a threshold (or one per image) the fraction of pixels that reach it.
 
     NaN pixels count always, and are all that a threshold of NaN counts.
     """
-    h = entropy(x)
+    h = uncertainty(x, uncertainty_of)
     if threshold is not None:
         at = np.asarray(threshold, dtype).reshape(-1, *[1] * (h.ndim - 1))
         h = (np.isnan(h) | (h.astype(dtype) >= at)).astype(np.float64)
@@ -68,6 +102,13 @@ def patch_scores(
 def labels(x: np.ndarray) -> np.ndarray:
     """The first maximum; NaN counts as the greatest, as in torch and numpy."""
     return x.argmax(1)
+
+
+def gated_labels(x: np.ndarray, min_confidence: float | None, ignored: int, dtype: type = np.float32) -> np.ndarray:
+    """The ignored label where the label's probability is below min_confidence, or NaN."""
+    if min_confidence is None:
+        return labels(x)
+    return np.where(confidence(x).astype(dtype) >= dtype(min_confidence), labels(x), ignored)
 
 
 def whole(ratio: float, length: int, *, least: int = 0) -> int:
@@ -126,17 +167,38 @@ def where(
     return np.where(pixel_mask(patches, size, patch)[:, None], inside, outside)
 
 
+def of_pixels(grad: np.ndarray, size: Sequence[int], patch: Sequence[int] | None) -> np.ndarray:
+    """The gradient of patch means [N, *G] as that of their pixels [N, *S]; without a patch it is that already."""
+    if patch is None:
+        return grad
+    pixels = np.zeros((len(grad), *size))
+    for flat, where in zip(_by_patch(grad).T, _patch_slices(size, patch), strict=True):
+        area = math.prod(s.stop - s.start for s in where)
+        pixels[(slice(None), *where)] = flat.reshape(-1, *[1] * len(size)) / area
+    return pixels
+
+
+def top_two_backward(x: np.ndarray, grad: np.ndarray, kind: str, *, patch: Sequence[int] | None = None) -> np.ndarray:
+    """d(1 - p1)/dx_j = p1 (p_j - [j = 1]), times K / (K - 1); the margin's - p2 (p_j - [j = 2]) more."""
+    _, k, *size = x.shape
+    _, z, e2, two = _others(x)
+    p = np.exp(log_softmax(x))
+    first, second = (
+        (two[:, i, None] == np.arange(k).reshape(1, k, *[1] * len(size))).astype(np.float64) for i in (0, 1)
+    )
+    p1, p2, rest = (v[:, None] for v in (1 / (1 + z), e2 / (1 + z), z / (1 + z)))
+    d = np.where(first == 1, -p1 * rest, p1 * p)  # p_1 - 1 = -z / (1 + z)
+    d = d - p2 * (p - second) if kind == "margin" else d * k / (k - 1)
+    d = np.where(unusable(x)[:, None], np.nan, np.where(x == -np.inf, 0.0, d))
+    return d * of_pixels(grad, size, patch)[:, None]
+
+
 def entropy_backward(
     x: np.ndarray, grad: np.ndarray, *, patch: Sequence[int] | None = None, normalize: bool = True
 ) -> np.ndarray:
     """dH/dx_j = -p_j (ln p_j + H) times grad, over ln K if normalized; a class at -inf gets 0."""
-    n, k, *size = x.shape
-    if patch is not None:
-        pixels = np.zeros((n, *size))
-        for flat, where in zip(_by_patch(grad).T, _patch_slices(size, patch), strict=True):
-            area = math.prod(s.stop - s.start for s in where)
-            pixels[(slice(None), *where)] = flat.reshape(-1, *[1] * len(size)) / area
-        grad = pixels
+    _, k, *size = x.shape
+    grad = of_pixels(grad, size, patch)
     logp = log_softmax(x)
     with np.errstate(invalid="ignore"):
         d = np.where(x == -np.inf, 0.0, -np.exp(logp) * (logp + entropy(x, normalize=False)[:, None]))
@@ -199,7 +261,10 @@ def losses_of(sums: np.ndarray, k: int, weights: dict[str, float], dice_each: bo
     else:
         dice = soft_dice(*sums[4:].reshape(3, k))
     masked, visible = mean(sums[0], sums[1]), mean(sums[2], sums[3])
-    total = weights["ce_weight"] * (weights["mask_weight"] * masked + visible_weight * visible) + weights["dice_weight"] * dice
+    total = (
+        weights["ce_weight"] * (weights["mask_weight"] * masked + visible_weight * visible)
+        + weights["dice_weight"] * dice
+    )
     return {"total": total, "ce_masked": masked, "ce_visible": visible, "dice": dice}
 
 
@@ -264,9 +329,7 @@ def soft_loss(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, *, kl: boo
     return total / distances.size if distances.size else 0.0, np.array([total, distances.size])
 
 
-def soft_loss_backward(
-    x: np.ndarray, y: np.ndarray, where: np.ndarray | None, grad: float, *, kl: bool
-) -> np.ndarray:
+def soft_loss_backward(x: np.ndarray, y: np.ndarray, where: np.ndarray | None, grad: float, *, kl: bool) -> np.ndarray:
     counts = np.ones(x[:, 0].shape, bool) if where is None else where
     p, q = np.exp(log_softmax(x)), np.exp(log_softmax(y))
     d = p - q

@@ -67,14 +67,18 @@ class Kernel:
     spills: int = 0  # loads and stores of local memory there
 
     @property
-    def occupancy(self) -> float:
-        """Resident threads over the most that a multiprocessor holds; dynamic shared memory not counted."""
+    def blocks(self) -> int:
+        """Resident on a multiprocessor; dynamic shared memory not counted."""
         limit = LIMITS[self.arch]
         warps = -(-self.threads // 32)
         of_registers = REGISTERS // (-(-self.registers * 32 // 256) * 256) // warps
         of_shared = limit.shared // (-(-self.shared // 128) * 128 + limit.reserved or 1)
-        blocks = min(limit.blocks, limit.threads // (warps * 32), of_registers, of_shared)
-        return blocks * warps * 32 / limit.threads
+        return min(limit.blocks, limit.threads // (warps * 32), of_registers, of_shared)
+
+    @property
+    def occupancy(self) -> float:
+        """Resident threads over the most that a multiprocessor holds."""
+        return self.blocks * -(-self.threads // 32) * 32 / LIMITS[self.arch].threads
 
 
 class Missing(Exception):
@@ -94,13 +98,14 @@ def cuobjdump() -> Path:
     raise Missing("no cuobjdump with nvdisasm: install a CUDA toolkit, or pip install triton")
 
 
-def compile_kernels() -> list[Path]:
+def compile_kernels(archs: Sequence[str] = ()) -> list[Path]:
+    """Objects for these architectures, `9.0`; default: those of the build."""
     decision = toolkit.decide(torch_env.find())
     if decision.toolkit is None:
         raise Missing(f"no nvcc to compile with: {decision.reason}")
-    folder = ROOT / "build" / "resources"
+    folder = ROOT / "build" / "resources" / ("-".join(archs) or "all")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(decision.toolkit.nvcc), *extension.NVCC_FLAGS, *toolkit.gencode(decision.archs), "-c"]
+    command = [str(decision.toolkit.nvcc), *extension.NVCC_FLAGS, *toolkit.gencode(archs or decision.archs), "-c"]
 
     def build(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -130,13 +135,15 @@ def readable(mangled: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def read(files: Sequence[Path]) -> list[Kernel]:
+def read(files: Sequence[Path], arch: int | None = None) -> list[Kernel]:
+    """Every kernel in the files, on every architecture or on one; names as :func:`readable` makes them."""
     tool = cuobjdump()
+    only = () if arch is None else ("-arch", f"sm_{arch}")
     kernels: dict[tuple[int, str], Kernel] = {}
     for file in files:
-        arch = 0
+        arch = arch if only else 0
         name, expects = "", False
-        for line in _run(tool, "-res-usage", file).splitlines():
+        for line in _run(tool, "-res-usage", *only, file).splitlines():
             if found := re.search(r"arch = sm_(\d+)", line):
                 arch = int(found[1])
             elif found := re.search(r"Function (\S+):", line):
@@ -144,7 +151,7 @@ def read(files: Sequence[Path]) -> list[Kernel]:
             elif "REG:" in line:
                 usage = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
                 kernels[arch, name] = Kernel(name, arch, usage["REG"], usage["STACK"] + usage["LOCAL"], usage["SHARED"])
-        for line in _run(tool, "-sass", file).splitlines():
+        for line in _run(tool, "-sass", *only, file).splitlines():
             if found := re.search(r"arch = sm_(\d+)", line):
                 arch = int(found[1])
             elif found := re.search(r"Function : (\S+)", line):
@@ -152,7 +159,7 @@ def read(files: Sequence[Path]) -> list[Kernel]:
             elif (arch, name) in kernels:
                 kernels[arch, name].loads += bool(re.search(r"\bLDG\.E\S*\.128\b", line))
                 kernels[arch, name].spills += bool(re.search(r"\b(LDL|STL)\b", line))
-        for line in _run(tool, "-elf", file).splitlines():
+        for line in _run(tool, "-elf", *only, file).splitlines():
             if found := re.search(r"arch = sm_(\d+)", line):
                 arch = int(found[1])
             elif found := re.match(r"\.nv\.info\.(\S+)", line):

@@ -155,6 +155,7 @@ bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared
               const std::function<void()>& body) {
   if (!valid_launch(kernel, grid, threads, dynamic_shared, stream)) return false;
   count_launch(kernel, grid, threads, dynamic_shared);
+  if (settings.dry) return true;
   Launch launch{grid, threads, dynamic_shared, body, Random(settings.seed), {}, 0, {}, {0}};
   launch.blocks.resize(Resident::count(grid));
   std::iota(launch.blocks.begin(), launch.blocks.end(), uint64_t{0});

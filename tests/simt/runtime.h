@@ -40,6 +40,7 @@ struct Settings {
   size_t shared_limit = 101376;  // what a block may opt in to: 99 KB, as on compute capability 8.6 and 8.9
   int multiprocessors = 4;
   const void* stream = nullptr;  // every launch must use it
+  bool dry = false;              // launches are noted, and nothing runs
 };
 extern Settings settings;
 

@@ -16,6 +16,7 @@ from . import data, launchers, reference
 from . import test_entropy as entropies
 from . import test_loss as losses
 from . import test_shuffle as shuffles
+from . import test_soft_loss as soft
 from . import test_where as sides
 from .driver import FORWARD
 from .modes import LONG, MODES, each_mode
@@ -135,7 +136,10 @@ def test_classes(classes: int, layout: str, dtype: str, mode: str) -> None:
     actual, _ = launchers.entropy_backward(x, scores, patch=(3, 16), **options)
     expected = reference.entropy_backward(x.values, scores.astype(np.float64), patch=(3, 16))
     entropies.assert_gradient(actual, expected, dtype)
+    loss["dice_each"] = classes % 2 == 1
     losses.check(x, labels, loss, **options)
+    x, y, where = soft.case((1, classes, 5, 64), dtype, layout=layout)
+    soft.check(x, y, where, classes % 2 == 0, **options)
 
 
 # ---- Pixels
@@ -155,7 +159,10 @@ def test_pixels(layout: str, mode: str) -> None:
     options: dict[str, Any] = {"mode": mode, "multiprocessors": 1, **ONCE}
     for pixels in PIXELS[layout]:
         x, labels, loss = losses.case((1, 2, 1, pixels), (1, pixels // 3 + 1), "float32", layout=layout, label=np.uint8)
+        loss["dice_each"] = pixels % 2 == 1
         losses.check(x, labels, loss, **options)
+        x, y, where = soft.case((1, 2, 1, pixels), "float32", layout=layout)
+        soft.check(x, y, where, pixels % 2 == 0, **options)
         entropy, _ = launchers.entropy_map(x, **options)
         np.testing.assert_allclose(entropy, reference.entropy(x.values), rtol=0, atol=4e-7)
         actual, _ = launchers.entropy_backward(x, entropy, **options)
@@ -167,6 +174,8 @@ def test_blocks_of_the_loss(blocks: int) -> None:
     """A warp adds up the blocks, a lane each in turn."""
     x, labels, loss = losses.case((1, 2, 1, 128 * blocks), (1, 100), "float32", layout="strided")
     losses.check(x, labels, loss, "plain", multiprocessors=100, **ONCE)
+    x, y, where = soft.case((1, 2, 1, 128 * blocks), "float32", layout="strided")
+    soft.check(x, y, where, True, "plain", multiprocessors=100, **ONCE)
 
 
 # ---- The selection

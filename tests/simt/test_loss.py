@@ -28,6 +28,7 @@ SHAPES = [
 ]
 WEIGHTS: dict[str, float] = {
     "mask_weight": 1.5,
+    "visible_weight": 0.8,
     "ce_weight": 0.5,
     "dice_weight": 0.7,
     "smooth": 1e-5,
@@ -54,6 +55,9 @@ def case(
     weight[0] = 0
     options = {"patches": patches, "patch": patch, "class_weight": weight.astype(np.float64), "weights": WEIGHTS}
     return x, labels, options
+
+
+each_region = pytest.mark.parametrize("dice_each", [False, True], ids=["all", "each"])
 
 
 def assert_losses(actual: dict[str, float], expected: dict[str, float], dtype: str) -> None:
@@ -87,6 +91,7 @@ def check(x: Tensor, labels: np.ndarray, options: dict[str, Any], mode: str, **r
 def test_loss(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, mode: str) -> None:
     label = np.uint8 if dtype in ("float32", "float16") else np.int64
     x, labels, options = case(shape, patch, dtype, label=label, seed=shape[1])
+    options["dice_each"] = DTYPES.index(dtype) % 2 == SHAPES.index((shape, patch)) % 2
     check(x, labels, options, mode)
 
 
@@ -96,6 +101,7 @@ def test_loss(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, mode: 
 @pytest.mark.parametrize("classes", [2, 4, 8, 16, 20])
 def test_loss_layouts(classes: int, layout: str, dtype: str, mode: str) -> None:
     x, labels, options = case((2, classes, 12, 24), (8, 8), dtype, layout=layout, seed=classes)
+    options["dice_each"] = DTYPES.index(dtype) % 2 == LAYOUTS.index(layout) % 2
     if layout in ("strided", "expanded"):
         labels = (
             np.broadcast_to(labels[:1], labels.shape) if layout == "expanded" else labels.copy()[..., ::-1][..., ::-1]
@@ -124,7 +130,22 @@ def test_loss_of_labels_that_lie_oddly(width: int, label: type, dtype: str, mode
 def test_loss_for_any_grid(multiprocessors: int, classes: int, mode: str) -> None:
     """Few blocks that loop over many pixels, or more blocks than pixels need."""
     x, labels, options = case((3, classes, 40, 36), (8, 12), "float32", label=np.uint8, seed=classes)
+    options["dice_each"] = multiprocessors == 3
     check(x, labels, options, mode, multiprocessors=multiprocessors)
+
+
+@each_region
+@pytest.mark.parametrize("classes", [4, 12])
+def test_loss_of_one_grid_for_all_images(classes: int, dice_each: bool) -> None:
+    x, labels, options = case((3, classes, 16, 24), (8, 4), "float32")
+    check(x, labels, {**options, "patches": options["patches"][:1], "dice_each": dice_each}, "plain")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loss_of_regions_and_more_classes_than_are_cached(dtype: str) -> None:
+    x, labels, options = case((1, 600, 3, 8), (2, 4), dtype)
+    for dice_each in (False, True):
+        check(x, labels, {**options, "dice_each": dice_each}, "plain")
 
 
 @pytest.mark.parametrize("classes", [4, 12])
@@ -144,13 +165,15 @@ def test_loss_without_options(dtype: str, classes: int) -> None:
     assert losses["ce_masked"] == 0
 
 
+@each_region
 @pytest.mark.parametrize("classes", [4, 12])
 @pytest.mark.parametrize("masked", [False, True])
-def test_loss_of_an_empty_region(masked: bool, classes: int) -> None:
+def test_loss_of_an_empty_region(masked: bool, classes: int, dice_each: bool) -> None:
     """No pixel in one region: 0, and no gradient from it, never NaN."""
     x, labels, options = case((2, classes, 16, 24), (8, 8), "float32")
     options["patches"] = np.full_like(options["patches"], masked)
-    options["weights"] = {**WEIGHTS, "denominator_offset": 0.0}
+    smooth = 0.0 if dice_each else WEIGHTS["smooth"]
+    options |= {"dice_each": dice_each, "weights": {**WEIGHTS, "denominator_offset": 0.0, "smooth": smooth}}
     check(x, labels, options, "plain")
     losses, sums, _ = launchers.loss_forward(x, labels, **options)
     assert losses["ce_visible" if masked else "ce_masked"] == 0
@@ -173,6 +196,7 @@ def test_loss_of_a_region_of_weight_zero(masked: bool, classes: int) -> None:
 def test_loss_of_ignored_pixels(classes: int) -> None:
     """A label outside [0, K) keeps a pixel out of every sum, whatever its logits are."""
     x, labels, options = case((1, classes, 8, 8), (8, 8), "float32")
+    options["dice_each"] = classes == 12
     labels[:] = -100
     x.storage[0, 1, 3, 3] = np.nan
     losses, sums, _ = launchers.loss_forward(x, labels, **options)

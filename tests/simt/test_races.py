@@ -15,6 +15,7 @@ from . import data, launchers, reference
 from . import test_components as components
 from . import test_loss as losses
 from . import test_shuffle as shuffles
+from . import test_soft_loss as soft
 from . import test_where as sides
 from .modes import LONG
 from .tensors import image, tensor
@@ -43,6 +44,10 @@ def test_entropy(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, lay
     np.testing.assert_allclose(scores, reference.patch_scores(x.values, patch), rtol=0, atol=4e-7)
     launchers.entropy_map(x, **OPTIONS)
     launchers.entropy_backward(x, scores, patch=patch, **OPTIONS)
+    launchers.entropy_pool(x, patch, uncertainty="margin", labels="int64", min_confidence=0.6, **OPTIONS)
+    launchers.entropy_map(x, uncertainty="margin", **OPTIONS)
+    launchers.entropy_backward(x, scores, patch=patch, uncertainty="margin", **OPTIONS)
+    launchers.pseudo_labels(x, labels="int64", min_confidence=0.6, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,24 @@ def test_select_in_tiles_of_doubles(rule: dict[str, Any]) -> None:
 )
 def test_loss(shape: tuple[int, ...], patch: tuple[int, ...], dtype: str, layout: str, multiprocessors: int) -> None:
     x, labels, options = losses.case(shape, patch, dtype, layout=layout)
+    options["dice_each"] = multiprocessors == 4
     losses.check(x, labels, options, multiprocessors=multiprocessors, **OPTIONS)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4])
+@pytest.mark.parametrize(
+    ("shape", "dtypes", "layout"),
+    [
+        ((2, 4, 33, 28), ("float32", "float32"), "contiguous"),
+        ((1, 40, 9, 16), ("bfloat16", "bfloat16"), "channels_last"),
+        ((1, 9, 20, 16), ("float16", "float64"), "strided"),
+    ],
+    ids=str,
+)
+def test_soft_loss(shape: tuple[int, ...], dtypes: tuple[str, str], layout: str, multiprocessors: int) -> None:
+    x, y, where = soft.case(shape, *dtypes, layout=layout)
+    for kl in (False, True):
+        soft.check(x, y, where, kl, multiprocessors=multiprocessors, **OPTIONS)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])

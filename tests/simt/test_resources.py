@@ -17,6 +17,10 @@ READERS = (
     "entropy_pool_kernel",
     "entropy_map_kernel",
     "entropy_backward_kernel",
+    "top_two_pool_kernel",
+    "top_two_map_kernel",
+    "top_two_backward_kernel",
+    "pseudo_labels_kernel",
     "loss_registers_kernel",
     "loss_backward_kernel",
 )

@@ -19,7 +19,10 @@ from .tensors import Tensor, tensor
 
 PATCH = (16, 16)
 COUNT: dict[str, Any] = {"mode": "count", "runs": FORWARD, "multiprocessors": 108}
-HOT = {"entropy_pool_kernel", "where_kernel", "loss_registers_kernel", "loss_backward_kernel"}
+HOT = {
+    "entropy_pool_kernel", "where_kernel", "loss_registers_kernel", "loss_backward_kernel", "soft_loss_forward_kernel",
+    "soft_loss_backward_kernel",
+}  # fmt: skip
 
 each_batch = pytest.mark.parametrize("images", [2, pytest.param(18, marks=LONG)])
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -67,13 +70,18 @@ def mask_call(
 
 
 def loss_call(
-    images: int, dtype: str, labels_dtype: str = "uint8", shape: tuple[int, ...] = (256, 256)
+    images: int,
+    dtype: str,
+    labels_dtype: str = "uint8",
+    shape: tuple[int, ...] = (256, 256),
+    *,
+    dice_each: bool = False,
 ) -> tuple[Counts, int, Counts, int]:
     """The loss forward, then backward: launches and least bytes."""
     logits: Tensor = tensor(data.logits((images, 4, *shape), odd=False), dtype)
     labels = data.rng(2).integers(0, 4, (images, *shape)).astype(labels_dtype)
     patches = data.rng(3).random((images, *(-(-s // p) for s, p in zip(shape, PATCH, strict=True)))) < 0.7
-    options: dict[str, Any] = {"patches": patches, "patch": PATCH, **COUNT}
+    options: dict[str, Any] = {"patches": patches, "patch": PATCH, "dice_each": dice_each, **COUNT}
     _, sums, forward = launchers.loss_forward(logits, labels, **options)
     _, backward = launchers.loss_backward(logits, labels, sums, {"total": 1.0}, **options)
     least = logits.storage.nbytes + labels.nbytes + patches.nbytes
@@ -81,6 +89,38 @@ def loss_call(
 
 
 each_label = pytest.mark.parametrize("labels", ["uint8", "int64"])
+
+
+@each_dtype
+@each_batch
+def test_traffic_of_dice_by_region(images: int, dtype: str) -> None:
+    forward, least_forward, backward, least_backward = loss_call(images, dtype, dice_each=True)
+    assert len(forward.launches) == 2
+    assert len(backward.launches) == 1
+    assert least_forward <= moved(forward) <= 1.05 * least_forward
+    assert least_backward <= moved(backward) <= 1.05 * least_backward
+    assert sectors_ratio(forward) <= 1.1
+    assert sectors_ratio(backward) <= 1.1
+    assert conflicts(forward) == conflicts(backward) == []
+    assert atomics(forward) == atomics(backward) == 0
+
+
+@each_dtype
+@each_batch
+def test_traffic_of_the_soft_loss(images: int, dtype: str) -> None:
+    x, y = (tensor(data.logits((images, 4, 256, 256), seed=seed, odd=False), dtype) for seed in (1, 2))
+    where = data.rng(3).random((images, 256, 256)) < 0.7
+    _, sums, forward = launchers.soft_loss_forward(x, y, where, kl=True, **COUNT)
+    _, backward = launchers.soft_loss_backward(x, y, where, sums, 1.0, kl=False, **COUNT)
+    inputs = 2 * x.storage.nbytes + where.nbytes
+    assert len(forward.launches) == 2
+    assert len(backward.launches) == 1
+    assert inputs <= moved(forward) <= 1.01 * inputs
+    assert inputs + x.storage.nbytes <= moved(backward) <= 1.01 * (inputs + x.storage.nbytes)
+    assert sectors_ratio(forward) <= 1.01
+    assert sectors_ratio(backward) <= 1.01
+    assert conflicts(forward) == conflicts(backward) == []
+    assert atomics(forward) == atomics(backward) == 0
 
 
 @each_label
@@ -122,6 +162,8 @@ def test_traffic_of_the_other_ops(dtype: str) -> None:
     cases = [
         (launchers.entropy_map(x, **COUNT), logits + pixels, 1.34),
         (launchers.entropy_backward(x, grad, **COUNT), 2 * logits + pixels, 1.21),
+        (launchers.entropy_map(x, uncertainty="margin", **COUNT), logits + pixels, 1.34),
+        (launchers.entropy_backward(x, grad, uncertainty="margin", **COUNT), 2 * logits + pixels, 1.21),
         (launchers.entropy_backward(x, per_patch, patch=PATCH, **COUNT), 2 * logits + per_patch.nbytes, 1.0),
         (
             launchers.shuffle_patches(image, permutation, PATCH, **COUNT),
@@ -134,6 +176,20 @@ def test_traffic_of_the_other_ops(dtype: str) -> None:
         assert least <= moved(counts) <= 1.05 * least
         assert sectors_ratio(counts) <= (sectors if dtype == "bfloat16" else 1.0)
         assert atomics(counts) == 0
+
+
+@each_label
+@each_dtype
+def test_traffic_of_pseudo_labels(dtype: str, labels: str) -> None:
+    """The logits are read once; the blocks' counts are next to nothing."""
+    x = tensor(data.logits((2, 4, 256, 256), odd=False), dtype)
+    found, accepted, counts = launchers.pseudo_labels(x, labels=labels, min_confidence=0.6, **COUNT)
+    least = x.storage.nbytes + found.nbytes + accepted.nbytes
+    assert len(counts.launches) == 2
+    assert least <= moved(counts) <= 1.05 * least
+    assert sectors_ratio(counts) <= 1.1
+    assert conflicts(counts) == []
+    assert atomics(counts) == 0
 
 
 @each_label

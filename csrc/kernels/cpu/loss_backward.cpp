@@ -53,6 +53,8 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
   using I = IVecElement<T>;
   const int64_t classes = K ? K : p.classes;
   ClassVectors<T, K> q(memory);
+  // Copies: a store to out could change what a reference refers to. With one Dice it is the first.
+  const DiceFactors<T> dice_masked = dice[0], dice_visible = dice[1];
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     IVec<T> label;
@@ -73,18 +75,14 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
     const Vec<T> inverse = T(1) / u;
     const IVec<T> inside = load_mask<T>(masked, at);
     const Vec<T> ce = w * (inside ? splat<T>(f.masked) : splat<T>(f.visible));
-    const auto alpha = [&](int64_t k) {
+    const auto of_region = [&](const T* in_mask, const T* outside, int64_t k) {
       if constexpr (Regions == 1)
-        return dice[0].alpha[k];
+        return in_mask[k];
       else
-        return inside ? splat<T>(dice[0].alpha[k]) : splat<T>(dice[1].alpha[k]);
+        return inside ? splat<T>(in_mask[k]) : splat<T>(outside[k]);
     };
-    const auto beta = [&](int64_t k) {
-      if constexpr (Regions == 1)
-        return dice[0].beta[k];
-      else
-        return inside ? splat<T>(dice[0].beta[k]) : splat<T>(dice[1].beta[k]);
-    };
+    const auto alpha = [&](int64_t k) { return of_region(dice_masked.alpha, dice_visible.alpha, k); };
+    const auto beta = [&](int64_t k) { return of_region(dice_masked.beta, dice_visible.beta, k); };
     // With a = alpha_label: dot = sum_k beta_k q_k^2 + a q_label, and the gradient of class k is
     //   q_k (ce - dot + beta_k q_k) + [label = k] (a q_label - ce)
     Vec<T> dot = Vec<T>{}, own = Vec<T>{};

@@ -19,9 +19,7 @@ struct PixelRows {
   int64_t items(int64_t batch) const { return batch * planes * rows * pieces; }
 
   ENTMASK_INLINE int64_t begin(int64_t item) const { return item % pieces * kItem; }
-  ENTMASK_INLINE int64_t end(int64_t item) const {
-    return begin(item) + kItem < width ? begin(item) + kItem : width;
-  }
+  ENTMASK_INLINE int64_t end(int64_t item) const { return begin(item) + kItem < width ? begin(item) + kItem : width; }
   ENTMASK_INLINE int64_t pixels(int64_t item) const { return end(item) - begin(item); }
 
   // Calls f(element of the logits, pixel of the batch, n) for n <= kChunk pixels of an item after the other.

@@ -71,7 +71,7 @@ struct MapBackwardArguments {
 // The gradient that came for a thread's pixels, times scale. Pooled, they are all of one patch.
 template <typename F, int N>
 __device__ __forceinline__ void read_map_grad(F (&out)[N], const MapBackwardArguments& a,
-                                                  const PixelIndex::Position& at) {
+                                              const PixelIndex::Position& at) {
   const F* grad = static_cast<const F*>(a.grad);
   const F scale = static_cast<F>(a.scale);
   if (!a.pooled) {
@@ -95,8 +95,41 @@ __device__ __forceinline__ void read_map_grad(F (&out)[N], const MapBackwardArgu
 }
 
 // dH/dx_j = -p_j (ln p_j + H) = -e_j / Z (d_j - s / Z), d_j = x_j - m, e_j = e^d_j, Z = 1 + z
-template <typename S>
-__global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBackwardArguments a) {
+template <typename F>
+struct EntropyGradient {
+  F factor, mean;
+
+  EntropyGradient() = default;
+  __device__ __forceinline__ EntropyGradient(const Softmax<F>& r, bool, F grad) {
+    const F scale = r.scale();
+    mean = r.dot * scale;
+    factor = -grad * scale;
+  }
+  __device__ __forceinline__ F operator()(int32_t, F e, F d) const { return factor * (times_log(e, d) - e * mean); }
+};
+
+// d(1 - p1)/dx_j = (1 / Z^2) (-z for the label, else e_j)
+// d(1 - p1 + p2)/dx_j = (1 / Z^2) (-(z + e2) for the label, else e_j (1 - e2), and e2 Z more for the class of p2)
+template <typename F>
+struct TopTwoGradient {
+  F factor, of_label, of_all, of_next;
+  int32_t label, next;
+
+  TopTwoGradient() = default;
+  __device__ __forceinline__ TopTwoGradient(const Softmax<F>& r, bool margin, F grad) : label(r.label), next(r.next) {
+    const F e2 = margin ? r.second_exponential() : 0, scale = r.scale();
+    factor = grad * scale * scale;
+    of_label = -(r.others + e2);
+    of_all = 1 - e2;
+    of_next = e2 * (1 + r.others);
+  }
+  __device__ __forceinline__ F operator()(int32_t k, F e, F) const {
+    return factor * (k == label ? of_label : e * of_all + (k == next ? of_next : 0));
+  }
+};
+
+template <typename S, typename Gradient>
+__device__ __forceinline__ void map_gradients(const MapBackwardArguments& a) {
   using T = typename S::T;
   using F = typename S::F;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * map_threads;
@@ -111,31 +144,26 @@ __global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBac
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];
-        const Softmax<F> r = exponentials(x, d, p, a.classes);
-        const F scale = r.scale(), mean = r.dot * scale, factor = -grad[p] * scale;
+        const Gradient gradient(exponentials(x, d, p, a.classes), a.margin, grad[p]);
 #pragma unroll
-        for (int k = 0; k < S::chunk; ++k) x[k][p] = factor * (times_log(x[k][p], d[k]) - x[k][p] * mean);
+        for (int k = 0; k < S::chunk; ++k) x[k][p] = gradient(k, x[k][p], d[k]);
       }
       store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
     } else {
       Softmax<F> softmax[S::pixels];
-      F factor[S::pixels], mean[S::pixels];
+      Gradient gradient[S::pixels];
       read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
       read_map_grad(grad, a, at);
 #pragma unroll
-      for (int p = 0; p < S::pixels; ++p) {
-        const F scale = softmax[p].scale();
-        mean[p] = softmax[p].dot * scale;
-        factor[p] = -grad[p] * scale;
-      }
+      for (int p = 0; p < S::pixels; ++p) gradient[p] = Gradient(softmax[p], a.margin, grad[p]);
       for (int64_t first = 0; first < a.classes; first += S::chunk) {
         load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) {
 #pragma unroll
           for (int p = 0; p < S::pixels; ++p) {
-            const F d = x[k][p] - softmax[p].max, e = exponential(d);
-            x[k][p] = factor[p] * (times_log(e, d) - e * mean[p]);
+            const F d = x[k][p] - softmax[p].max;
+            x[k][p] = gradient[p](static_cast<int32_t>(first) + k, exponential(d), d);
           }
         }
         store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
@@ -144,65 +172,13 @@ __global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBac
   }
 }
 
-// With u = 1 + z: d(1 - p1)/dx_j = (1 / u^2) (-z for the label, else e_j); d(1 - p1 + p2)/dx_j = (1 / u^2) (-(z + e2)
-// for the label, else e_j (1 - e2), and e2 u more for the class of p2)
-template <typename F>
-struct TopTwoGradient {
-  F factor, of_label, of_all, of_next;
-  int32_t label, next;
-
-  __device__ __forceinline__ TopTwoGradient(const Softmax<F>& r, bool margin, F grad) : label(r.label), next(r.next) {
-    const F e2 = margin ? r.second_exponential() : 0, scale = r.scale();
-    factor = grad * scale * scale;
-    of_label = -(r.others + e2);
-    of_all = 1 - e2;
-    of_next = e2 * (1 + r.others);
-  }
-  // e: e^(x_k - m)
-  __device__ __forceinline__ F operator()(int32_t k, F e) const {
-    return factor * (k == label ? of_label : e * of_all + (k == next ? of_next : 0));
-  }
-};
-
+template <typename S>
+__global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBackwardArguments a) {
+  map_gradients<S, EntropyGradient<typename S::F>>(a);
+}
 template <typename S>
 __global__ void __launch_bounds__(map_threads, 3) top_two_backward_kernel(MapBackwardArguments a) {
-  using T = typename S::T;
-  using F = typename S::F;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * map_threads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * map_threads + threadIdx.x; i < a.index.total; i += stride) {
-    const PixelIndex::Position at = a.index.at(i);
-    const T* logits = static_cast<const T*>(a.logits) + offset_of(a.stride, at.n, at.d, at.h, at.w);
-    T* out = static_cast<T*>(a.grad_logits) + offset_of(a.grad_logits_stride, at.n, at.d, at.h, at.w);
-    F x[S::chunk][S::pixels], grad[S::pixels];
-    if constexpr (S::classes > 0) {
-      load_classes<S>(x, logits, a.stride.c, a.classes);
-      read_map_grad(grad, a, at);
-#pragma unroll
-      for (int p = 0; p < S::pixels; ++p) {
-        F d[S::chunk];
-        const TopTwoGradient<F> gradient(exponentials(x, d, p, a.classes), a.margin, grad[p]);
-#pragma unroll
-        for (int k = 0; k < S::chunk; ++k) x[k][p] = gradient(k, x[k][p]);
-      }
-      store_classes<S>(out, x, a.grad_logits_stride.c, a.classes);
-    } else {
-      Softmax<F> softmax[S::pixels];
-      read_softmax<S>(softmax, x, logits, a.stride.c, a.classes);
-      read_map_grad(grad, a, at);
-      for (int64_t first = 0; first < a.classes; first += S::chunk) {
-        load_classes<S>(x, logits + first * a.stride.c, a.stride.c, a.classes - first);
-#pragma unroll
-        for (int p = 0; p < S::pixels; ++p) {
-          const TopTwoGradient<F> gradient(softmax[p], a.margin, grad[p]);
-#pragma unroll
-          for (int k = 0; k < S::chunk; ++k) {
-            x[k][p] = gradient(static_cast<int32_t>(first) + k, exponential(x[k][p] - softmax[p].max));
-          }
-        }
-        store_classes<S>(out + first * a.grad_logits_stride.c, x, a.grad_logits_stride.c, a.classes - first);
-      }
-    }
-  }
+  map_gradients<S, TopTwoGradient<typename S::F>>(a);
 }
 
 template <typename T>

@@ -1,5 +1,5 @@
-// Uncertainty pooled over patches, and the pseudo-label, in one pass over the logits: the kernels, one for the entropy and
-// one for least confidence and margin, and their launcher.
+// Uncertainty pooled over patches, and the pseudo-label, in one pass over the logits: the kernels, one for the entropy
+// and one for least confidence and margin, and their launcher.
 //
 // A group of 1 to 128 neighbouring lanes takes one patch, a lane one vector of pixels at a time (16 bytes a class), so
 // that small patches share a warp and neighbouring lanes read neighbouring bytes. A lane adds a vector's entropies
@@ -221,7 +221,7 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
     const int64_t lanes = split.rows * a.columns[0].divisor * S::pixels / 16;
     while (a.log_group < 7 && (int64_t{1} << a.log_group) < lanes) ++a.log_group;
     a.labels.pairs = p.label_dtype == LabelDtype::int64 && a.log_group > 0 && a.columns[0].divisor % 2 == 0 &&
-                    a.columns[1].divisor % 2 == 0;
+                     a.columns[1].divisor % 2 == 0;
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.units << a.log_group, pool_threads)));
     return launch(entropy ? entropy_pool_kernel<S> : top_two_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
   });

@@ -79,6 +79,7 @@ __device__ __forceinline__ void load(T (&out)[N], const T* __restrict__ p) {
   for (int i = 0; i < BYTES / PART; ++i) raw[i] = reinterpret_cast<const Raw*>(p)[i];
   memcpy(out, raw, BYTES);
 }
+// To global memory.
 template <typename T, int N>
 __device__ __forceinline__ void store(T* p, const T (&in)[N]) {
   constexpr int BYTES = N * static_cast<int>(sizeof(T)), PART = BYTES < 16 ? BYTES : 16;
@@ -86,7 +87,7 @@ __device__ __forceinline__ void store(T* p, const T (&in)[N]) {
   Raw raw[BYTES / PART];
   memcpy(raw, in, BYTES);
 #pragma unroll
-  for (int i = 0; i < BYTES / PART; ++i) reinterpret_cast<Raw*>(p)[i] = raw[i];
+  for (int i = 0; i < BYTES / PART; ++i) store_whole(reinterpret_cast<Raw*>(p) + i, raw[i]);
 }
 
 // N elements along the width; `together`: side by side and aligned.
@@ -108,26 +109,28 @@ __device__ __forceinline__ void transpose_pair(T& first, T& second, bool odd) {
   second = odd ? second : got;
 }
 
-// N values of 8 bytes a lane, `map`ped to 4: those of lanes 2 m and 2 m + 1 lie side by side, and of each 32-byte
-// sector the first lane reads one half, the second the other, so that no request takes half sectors. Then they swap.
-template <int N, typename Map>
-__device__ __forceinline__ void load_pair(int32_t (&out)[N], const int64_t* __restrict__ own, bool odd,
-                                          const Map& map) {
+// N values of 8 bytes a lane: those of lanes 2 m and 2 m + 1 lie side by side, and of each 32-byte sector the first
+// lane reads one half, the second the other, so that no request takes half sectors. `swap_pair` gives each its own.
+template <int N>
+__device__ __forceinline__ void load_pair(int64_t (&out)[N], const int64_t* __restrict__ own, bool odd) {
   const int64_t* const both = odd ? own - N : own;
 #pragma unroll
   for (int i = 0; i < N; i += 4) {
     int64_t half[2];
     load(half, both + i + 2 * odd);
-    out[i] = map(half[0]);
-    out[i + 1] = map(half[1]);
+    out[i] = half[0];
+    out[i + 1] = half[1];
     load(half, both + N + i + 2 * odd);
-    out[i + 2] = map(half[0]);
-    out[i + 3] = map(half[1]);
+    out[i + 2] = half[0];
+    out[i + 3] = half[1];
   }
+}
+template <int N>
+__device__ __forceinline__ void swap_pair(int32_t (&v)[N], bool odd) {
 #pragma unroll
   for (int i = 0; i < N; i += 4) {
-    transpose_pair(out[i], out[i + 2], odd);
-    transpose_pair(out[i + 1], out[i + 3], odd);
+    transpose_pair(v[i], v[i + 2], odd);
+    transpose_pair(v[i + 1], v[i + 3], odd);
   }
 }
 

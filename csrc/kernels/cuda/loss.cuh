@@ -39,34 +39,52 @@ LossArguments loss_arguments(const LossParams& p) {
           PatchLookup(p.grid, p.patches_stride)};
 }
 
-// The labels of a thread's pixels, -1 for one outside [0, K).
+// The labels of a thread's pixels as they lie in memory: one of the two.
 template <int N>
-__device__ __forceinline__ void read_labels(int32_t (&label)[N], const LossArguments& a,
-                                            const PixelIndex::Position& at) {
+struct RawLabels {
+  uint8_t narrow[N];
+  int64_t wide[N];
+};
+
+// Nothing that is loaded here is looked at, so that the loads after it need not wait.
+template <int N>
+__device__ __forceinline__ void load_labels(RawLabels<N>& raw, const LossArguments& a, const PixelIndex::Position& at) {
   const int64_t offset = offset_of(a.labels_stride, at.n, at.d, at.h, at.w);
   if (a.label_dtype == LabelDtype::uint8) {
-    uint8_t row[N];
-    load_row(row, static_cast<const uint8_t*>(a.labels) + offset, a.labels_stride.w, a.label_rows);
-#pragma unroll
-    for (int i = 0; i < N; ++i) label[i] = row[i] < a.classes ? row[i] : -1;
+    load_row(raw.narrow, static_cast<const uint8_t*>(a.labels) + offset, a.labels_stride.w, a.label_rows);
     return;
   }
   const int64_t* labels = static_cast<const int64_t*>(a.labels) + offset;
-  const auto narrow = [&](int64_t value) { return value >= 0 && value < a.classes ? static_cast<int32_t>(value) : -1; };
   if constexpr (N >= 4) {
     if (a.label_pairs) {
-      load_pair(label, labels, (at.w & N) != 0, narrow);
+      load_pair(raw.wide, labels, (at.w & N) != 0);
       return;
     }
   }
-  int64_t row[N];
-  load_row(row, labels, a.labels_stride.w, a.label_rows);
-#pragma unroll
-  for (int i = 0; i < N; ++i) label[i] = narrow(row[i]);
+  load_row(raw.wide, labels, a.labels_stride.w, a.label_rows);
 }
 
-__device__ __forceinline__ bool is_masked(const LossArguments& a, const PixelIndex::Position& at) {
-  return a.patches != nullptr && a.patches[a.lookup(at.n, at.d, at.h, at.w)];
+// -1 for a label outside [0, K).
+template <int N>
+__device__ __forceinline__ void narrow_labels(int32_t (&label)[N], const RawLabels<N>& raw, const LossArguments& a,
+                                              const PixelIndex::Position& at) {
+  if (a.label_dtype == LabelDtype::uint8) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) label[i] = raw.narrow[i] < a.classes ? raw.narrow[i] : -1;
+    return;
+  }
+  const auto narrow = [&](int64_t value) { return value >= 0 && value < a.classes ? static_cast<int32_t>(value) : -1; };
+#pragma unroll
+  for (int i = 0; i < N; ++i) label[i] = narrow(raw.wide[i]);
+  if constexpr (N >= 4) {
+    if (a.label_pairs) swap_pair(label, (at.w & N) != 0);
+  }
+}
+
+// 1 in a masked patch; as a byte, so that it is not looked at before it is needed.
+__device__ __forceinline__ uint8_t load_masked(const LossArguments& a, const PixelIndex::Position& at) {
+  if (a.patches == nullptr) return 0;
+  return reinterpret_cast<const uint8_t*>(a.patches)[a.lookup(at.n, at.d, at.h, at.w)];
 }
 
 template <typename F>

@@ -84,8 +84,13 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
     const T* logits = static_cast<const T*>(a.logits) + offset_of(a.logits_stride, at.n, at.d, at.h, at.w);
     T* out = static_cast<T*>(args.grad_logits) + offset_of(args.grad_logits_stride, at.n, at.d, at.h, at.w);
     int32_t label[S::pixels];
-    read_labels(label, a, at);
-    const bool masked = is_masked(a, at);
+    RawLabels<S::pixels> labels;
+    const uint8_t byte = load_masked(a, at);
+    load_labels(labels, a, at);
+    F x[S::chunk][S::pixels], max[S::pixels], scale[S::pixels], inner[S::pixels], entropy[S::pixels];
+    if constexpr (S::classes > 0) load_classes<S>(x, logits, a.logits_stride.c, a.classes);
+    narrow_labels(label, labels, a, at);
+    const bool masked = byte != 0;
     const F of_region = region[masked];
     const int dice_region = args.dice_each && !masked ? 1 : 0;
     const auto coefficients = [&](int64_t k) {
@@ -94,7 +99,6 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
       if (i < cached) return cache[i];
       return k < a.classes ? dice_coefficients<F>(args, k, dice_region) : Coefficients<F>{0, 0};
     };
-    F x[S::chunk][S::pixels], max[S::pixels], scale[S::pixels], inner[S::pixels], entropy[S::pixels];
     const auto set = [&](int p, const Softmax<F>& r) {
       max[p] = r.max;
       scale[p] = r.scale();
@@ -131,7 +135,6 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
     };
 
     if constexpr (S::classes > 0) {
-      load_classes<S>(x, logits, a.logits_stride.c, a.classes);
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];

@@ -56,10 +56,13 @@ __global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks
       const PixelIndex::Position at = a.index.at(i);
       F x[K][S::pixels];
       int32_t label[S::pixels];
+      RawLabels<S::pixels> labels;
+      const uint8_t byte = load_masked(a, at);
+      load_labels(labels, a, at);
       load_classes<S>(x, static_cast<const T*>(a.logits) + offset_of(a.logits_stride, at.n, at.d, at.h, at.w),
                       a.logits_stride.c, a.classes);
-      read_labels(label, a, at);
-      masked = is_masked(a, at);
+      narrow_labels(label, labels, a, at);
+      masked = byte != 0;
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F logit = 0, d[K];
@@ -150,9 +153,11 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
     int32_t label[S::pixels];
     F x[S::chunk][S::pixels], scale[S::pixels], entropy[4] = {};
     Softmax<F> softmax[S::pixels];
-    read_labels(label, a, at);
+    RawLabels<S::pixels> labels;
+    load_labels(labels, a, at);
+    narrow_labels(label, labels, a, at);
     read_softmax<S>(softmax, x, logits, a.logits_stride.c, a.classes);
-    const bool masked = is_masked(a, at);
+    const bool masked = load_masked(a, at) != 0;
 #pragma unroll
     for (int p = 0; p < S::pixels; ++p) {
       if (!inside) label[p] = -1;

@@ -50,9 +50,9 @@ __device__ __forceinline__ F times_log(F e, F d) {
   return e * greater_of(d, static_cast<F>(-1000));
 }
 
-// z and s of one pixel, relative to m; label: the first greatest class, NaN being greatest; second: the greatest logit of
-// the other classes, next: the first of them that has it (of no meaning where it is -inf). What a kernel does not use
-// costs it nothing.
+// z and s of one pixel, relative to m; label: the first greatest class, NaN being greatest; second: the greatest logit
+// of the other classes, next: the first of them that has it (of no meaning where it is -inf). What a kernel does not
+// use costs it nothing.
 template <typename F>
 struct Softmax {
   F max, others, dot;

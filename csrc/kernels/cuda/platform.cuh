@@ -74,6 +74,26 @@ __device__ __forceinline__ void relaxed_store(T* p, T v) {
 #endif
 }
 
+// Global memory, all bytes at once. A plain store of a vector may be taken apart: where a branch stands between two of
+// them, the compiler merges what is on both sides and stores each component on its own.
+template <typename V>
+__device__ __forceinline__ void store_whole(V* p, const V& v) {
+#ifdef __CUDA_ARCH__
+  const size_t to = __cvta_generic_to_global(p);
+  if constexpr (sizeof(V) == 16) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+    return;
+  } else if constexpr (sizeof(V) == 8) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" : : "l"(to), "r"(v.x), "r"(v.y) : "memory");
+    return;
+  }
+#endif
+  *p = v;
+}
+
 // The high 64 bits of a * b.
 __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t b) {
 #ifdef __CUDA_ARCH__

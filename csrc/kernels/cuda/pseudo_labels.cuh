@@ -77,22 +77,17 @@ cudaError_t launch_pseudo_labels(const PseudoLabelsParams& p, int32_t* kept, cud
   return with_shape<T>(layout, p.classes, [&](auto shape) {
     using S = decltype(shape);
     const int64_t blocks = label_blocks(p.size, S::pixels), of_an_image = pixels_of(p.size) / S::pixels;
-    PseudoLabelArguments a{p.logits,
-                           kept,
-                           LabelOutput(p.labels, p.label_dtype, p.gated, p.min_confidence),
-                           p.logits_stride,
-                           p.classes,
-                           PixelIndex(p.batch, p.size, S::pixels),
-                           of_an_image,
-                           Divider(blocks)};
+    PseudoLabelArguments a{
+        p.logits,        kept,           LabelOutput(p.labels, p.label_dtype, p.gated, p.min_confidence),
+        p.logits_stride, p.classes,      PixelIndex(p.batch, p.size, S::pixels),
+        of_an_image,     Divider(blocks)};
     a.out.pairs = p.label_dtype == LabelDtype::int64 && of_an_image % 2 == 0;
     const cudaError_t error = launch(pseudo_labels_kernel<S>, dim3(static_cast<unsigned>(p.batch * blocks)),
                                      dim3(label_threads), 0, stream, a);
     if (error != cudaSuccess) return error;
-    return launch(pseudo_labels_finish_kernel,
-                  dim3(static_cast<unsigned>(ceil_div(p.batch, label_threads / 32))), dim3(label_threads), 0, stream,
-                  static_cast<const int32_t*>(kept), p.accepted, p.batch, static_cast<int32_t>(blocks),
-                  static_cast<double>(pixels_of(p.size)));
+    return launch(pseudo_labels_finish_kernel, dim3(static_cast<unsigned>(ceil_div(p.batch, label_threads / 32))),
+                  dim3(label_threads), 0, stream, static_cast<const int32_t*>(kept), p.accepted, p.batch,
+                  static_cast<int32_t>(blocks), static_cast<double>(pixels_of(p.size)));
   });
 }
 

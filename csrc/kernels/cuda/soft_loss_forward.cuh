@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
             }
           }
           add_compensated(distance[p], lost[p], sum);
+          lost[p] = lost[p] == lost[p] ? lost[p] : 0;  // an infinite sum has lost nothing
         }
       }
 #pragma unroll

@@ -1,6 +1,6 @@
-"""Mutants of math.cuh, entropy_pool.cuh, entropy_map.cuh."""
+"""Mutants of math.cuh, entropy_pool.cuh, entropy_map.cuh, labels.cuh, pseudo_labels.cuh."""
 
-from .mutant import BOUNDARIES, ENTROPY, LOSS, RACES, Mutant
+from .mutant import BOUNDARIES, ENTROPY, LOSS, PSEUDO_LABELS, RACES, UNCERTAINTY, Mutant
 
 MUTANTS = [
     Mutant(
@@ -119,8 +119,8 @@ MUTANTS = [
     Mutant(
         "pool: NaN does not count",
         "entropy_pool.cuh",
-        "static_cast<F>(!(entropy < threshold))",
-        "static_cast<F>(entropy >= threshold)",
+        "static_cast<F>(!(uncertainty < threshold))",
+        "static_cast<F>(uncertainty >= threshold)",
         ENTROPY,
     ),
     Mutant(
@@ -147,8 +147,8 @@ MUTANTS = [
     Mutant(
         "pool: a value on the threshold does not count",
         "entropy_pool.cuh",
-        "static_cast<F>(!(entropy < threshold))",
-        "static_cast<F>(!(entropy <= threshold))",
+        "static_cast<F>(!(uncertainty < threshold))",
+        "static_cast<F>(!(uncertainty <= threshold))",
         ENTROPY,
     ),
     Mutant(
@@ -194,10 +194,143 @@ MUTANTS = [
         ENTROPY,
     ),
     Mutant(
+        "top two: the second is the last of its equals",
+        "math.cuh",
+        "const bool gains = lead || loser > second;",
+        "const bool gains = lead || loser >= second;",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two: the second stays where a new leader leaves the old one behind",
+        "math.cuh",
+        "const bool gains = lead || loser > second;",
+        "const bool gains = loser > second;",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two: the old leader is numbered as the new one",
+        "math.cuh",
+        "next = gains ? (lead ? label : k) : next;",
+        "next = gains ? k : next;",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two: 1 less p1, which cancels",
+        "math.cuh",
+        "return (others + (margin ? second_exponential() : 0)) * reciprocal(1 + others) + poison();",
+        "return 1 - (1 - (margin ? second_exponential() : 0)) * reciprocal(1 + others) + poison();",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two: least confidence of K classes is not scaled",
+        "math.cuh",
+        "? 1 : static_cast<double>(classes) / static_cast<double>(classes - 1);",
+        "? 1 : 1;",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two: +inf does not give NaN",
+        "math.cuh",
+        "* reciprocal(1 + others) + poison();\n  }\n  // 1 / sum",
+        "* reciprocal(1 + others);\n  }\n  // 1 / sum",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two backward: the label's gradient is that of least confidence",
+        "entropy_map.cuh",
+        "of_label = -(r.others + e2);",
+        "of_label = -r.others;",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two backward: the second class is like the others",
+        "entropy_map.cuh",
+        "(k == next ? of_next : 0)",
+        "0",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "top two backward: classes of a chunk are numbered from 0",
+        "entropy_map.cuh",
+        "gradient[p](static_cast<int32_t>(first) + k, exponential(d), d)",
+        "gradient[p](k, exponential(d), d)",
+        UNCERTAINTY,
+    ),
+    Mutant(
+        "gate: a confidence on the limit is not enough",
+        "labels.cuh",
+        "softmax[i].scale() >= limit",
+        "softmax[i].scale() > limit",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "gate: NaN is kept",
+        "labels.cuh",
+        "softmax[i].scale() >= limit ? label[i] : out.ignored",
+        "softmax[i].scale() < limit ? out.ignored : label[i]",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "gate: int64 labels are ignored as uint8 ones",
+        "labels.cuh",
+        "dtype_ == LabelDtype::uint8 ? kIgnoredUint8 : kIgnoredInt64",
+        "kIgnoredUint8",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: no barrier between the warps' counts and their reader",
+        "pseudo_labels.cuh",
+        "  __syncthreads();\n",
+        "",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: the last warp is left out of the count",
+        "pseudo_labels.cuh",
+        "for (int w = 1; w < label_threads / 32; ++w)",
+        "for (int w = 1; w < label_threads / 32 - 1; ++w)",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: an image's blocks beyond 32 are lost",
+        "pseudo_labels.cuh",
+        "i < blocks; i += 32) sum",
+        "i < blocks && i < 32; i += 32) sum",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: a warp adds up the image before",
+        "pseudo_labels.cuh",
+        "sum += kept[n * blocks + i];",
+        "sum += kept[(n > 0 ? n - 1 : n) * blocks + i];",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: pairs where an image has an odd number of vectors",
+        "pseudo_labels.cuh",
+        "p.label_dtype == LabelDtype::int64 && of_an_image % 2 == 0;",
+        "p.label_dtype == LabelDtype::int64;",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: the labels' address is not looked at",
+        "pseudo_labels.cuh",
+        "  if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.labels) % 16 != 0) layout = Layout::any;\n",
+        "",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
+        "labels: a workspace for one image",
+        "pseudo_labels.cu",
+        "static_cast<size_t>(p.batch * label_blocks(p.size, 1))",
+        "static_cast<size_t>(label_blocks(p.size, 1))",
+        PSEUDO_LABELS,
+    ),
+    Mutant(
         "map: a step one pixel too long",
         "entropy_map.cuh",
-        "PixelIndex(p.batch, p.size, S::pixels)",
-        "PixelIndex(p.batch, p.size, S::pixels + 1)",
+        "PixelIndex(p.batch, p.size, S::pixels),\n                         !entropy",
+        "PixelIndex(p.batch, p.size, S::pixels + 1),\n                         !entropy",
         ENTROPY,
     ),
     Mutant(

@@ -19,10 +19,13 @@ class Mutant:
 
 
 ENTROPY = "test_entropy.py"
+UNCERTAINTY = "test_uncertainty.py"
+PSEUDO_LABELS = "test_pseudo_labels.py"
 SELECT = "test_select.py"
 WHERE = "test_where.py"
 SHUFFLE = "test_shuffle.py"
 BOUNDARIES = "test_boundaries.py"
 LOSS = "test_loss.py"
+SOFT = "test_soft_loss.py"
 RACES = "test_races.py"
 INDEX = "test_index.py"

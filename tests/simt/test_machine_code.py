@@ -1,0 +1,206 @@
+"""The built module's machine code for compute capability 9.0, against machine_code.csv and against what must be wide.
+
+The table says what is. A change may better it, not worsen it. To write it anew, and the tables of docs/gpu.md after it:
+
+    python -m tests.simt.machine_code --write
+    python -m tests.simt.floors --write
+
+Needs a module with CUDA kernels for 9.0 by the nvcc of the table, and cuobjdump (Triton's package has one).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+
+from . import floors, launches, machine_code, resources, sass
+from .machine_code import Row
+
+NVCC = "13.0"  # that the table is of
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Row]:
+    modules = sorted((resources.ROOT / "entmask_ext").glob("_C.*.so"))
+    if not modules:
+        pytest.skip("no built module")
+    record = json.loads(modules[0].with_suffix(".json").read_text())
+    if record["cuda"] != NVCC:
+        pytest.skip(f"the table is of nvcc {NVCC}, the module of {record['cuda']}")
+    if "9.0" not in [arch.removesuffix("+PTX") for arch in record["cuda_archs"]]:
+        pytest.skip("the module has no code for 9.0")
+    try:
+        return {row.kernel: row for row in machine_code.read(modules[:1])}
+    except resources.Missing as missing:
+        pytest.skip(str(missing))
+
+
+def narrower(widths: dict[int, int]) -> int:
+    return sum(count for width, count in widths.items() if width < 16)
+
+
+# What must not fall, and what must not rise.
+FLOORS: dict[str, Callable[[Row], int]] = {
+    "blocks that registers leave room for": lambda row: row.blocks,
+    "loads of 16 bytes": lambda row: row.loads.get(16, 0),
+    "stores of 16 bytes": lambda row: row.stores.get(16, 0),
+    "bytes of loads under way": lambda row: max(row.under_way, default=0),
+}
+CEILINGS: dict[str, Callable[[Row], int]] = {
+    "accesses of local memory": lambda row: row.local,
+    "stores of less than 16 bytes": lambda row: narrower(row.stores),
+    "instructions of the hot loops": lambda row: sum(row.instructions),
+    "waits for global loads": lambda row: sum(row.waits),
+}
+
+
+def worse(built: dict[str, Row], table: dict[str, Row]) -> list[str]:
+    found = []
+    for name in sorted(built.keys() & table.keys()):
+        for what, of in (FLOORS | CEILINGS).items():
+            now, then = of(built[name]), of(table[name])
+            if now < then if what in FLOORS else now > then:
+                found.append(f"{name}: {what}: {then} -> {now}")
+    return found
+
+
+@pytest.mark.long
+def test_nothing_is_worse_than_in_the_table(built: dict[str, Row]) -> None:
+    table = machine_code.load()
+    assert sorted(built.keys() ^ table.keys()) == [], "kernels came or went: write the table anew"
+    assert worse(built, table) == []
+
+
+SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
+CHUNK = 4  # classes that a kernel for any number of them has in registers
+
+
+def planar(name: str) -> tuple[str, str, int] | None:
+    """Kernel, dtype and classes of a kernel that reads planes of logits."""
+    found = re.fullmatch(r"(\w+)<(\w+), planes, (\d+)(?:, \w+)*>", name)
+    return (found[1], found[2], int(found[3])) if found else None
+
+
+@pytest.mark.long
+def test_every_class_is_read_by_one_load_and_its_gradient_written_by_one_store(built: dict[str, Row]) -> None:
+    """Of planes of logits a thread takes one vector a class, 16 bytes or all of its pixels; no store is narrower."""
+    wrong = []
+    for name, row in built.items():
+        if (of := planar(name)) is None:
+            continue
+        kernel, dtype, classes = of
+        width = row.pixels * SIZES[dtype]
+        if row.loads.get(width, 0) < (classes or CHUNK):
+            wrong.append(f"{name}: {row.loads.get(width, 0)} loads of {width} bytes for {classes or CHUNK} classes")
+        if kernel.endswith("backward_kernel") and set(row.stores) != {width}:
+            wrong.append(f"{name}: stores of {row.stores} instead of {width} bytes")
+    assert wrong == []
+
+
+# Kernels that move elements of the image: N elements a thread, 16 bytes.
+MOVERS = {
+    f"{kernel}<unsigned {kind}, {count}>": stores
+    for kernel, stores in (("where_kernel", 1), ("gather_kernel", 2))
+    for kind, count in (("char", 16), ("short", 8), ("int", 4), ("long", 2))
+}
+
+
+@pytest.mark.long
+def test_pixels_move_by_16_bytes(built: dict[str, Row]) -> None:
+    assert MOVERS.keys() <= built.keys()
+    assert [name for name in MOVERS if built[name].loads.get(16, 0) < 1] == []
+    assert [name for name, stores in MOVERS.items() if built[name].stores.get(16, 0) < stores] == []
+    assert built["box_mask_kernel<16>"].stores == {16: 1}
+
+
+def crowded(table: dict[str, Row]) -> list[str]:
+    """Kernels that walk over the pixels in a loop, and are launched with more blocks than are resident at a time."""
+    found = set()
+    for launch in launches.of_all_ops():
+        row = table[launch.kernel]
+        most = row.blocks * launches.MULTIPROCESSORS
+        if launch.kernel.partition("<")[0] in launches.LOOPING and launch.blocks > most:
+            found.add(f"{launch.kernel}: {launch.blocks / launches.MULTIPROCESSORS:g} blocks, room for {row.blocks}")
+    return sorted(found)
+
+
+@pytest.mark.long
+def test_a_looping_grid_is_resident_at_once() -> None:
+    assert crowded(machine_code.load()) == []
+
+
+@pytest.mark.long
+def test_the_page_follows_from_the_table() -> None:
+    page = floors.PAGE.read_text()
+    assert floors.filled(page) == page, "python -m tests.simt.floors --write"
+
+
+# ---------------------------------------------------------------- the reading of machine code
+
+LOOP = """
+        Function : example
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/              @!P0 BRA 0x0050 ;
+        /*0020*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E.U8 R8, desc[UR4][R2.64+0x10] ;
+        /*0040*/                   MUFU.EX2 R4, R4 ;
+        /*0050*/                   ISETP.GE.AND P1, PT, R0, R8, PT ;
+        /*0060*/               @P1 BRA 0x0080 ;
+        /*0070*/                   STG.E.64 desc[UR4][R2.64], R6 ;
+        /*0080*/                   STG.E desc[UR4][R2.64+0x20], R4 ;
+        /*0090*/               @P2 BRA 0x0010 ;
+        /*00a0*/                   EXIT ;
+        /*00b0*/                   WARPSYNC.COLLECTIVE R9, 0x00c0 ;
+        /*00c0*/                   BRA 0x0050 ;
+""".splitlines()
+
+
+def test_reading_a_loop() -> None:
+    (code,) = sass.parse(LOOP)
+    assert len(code.instructions) == 13
+    assert dict(code.widths("LDG")) == {16: 1, 1: 1}
+    assert dict(code.widths("STG")) == {8: 1, 4: 1}
+    (loop,) = code.hot  # what comes after EXIT jumps back, but is no loop
+    assert [hex(i.address) for i in (loop.body[0], loop.body[-1])] == ["0x10", "0x90"]
+    # by the exp, and not by the store that may be left out
+    assert [i.address for i in loop.shortest()] == [0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x80, 0x90]
+    assert loop.waits() == [17]  # both loads before MUFU reads the first
+    assert [i.unit for i in loop.body] == [
+        "control", "memory", "memory", "special", "integer", "control", "memory", "memory", "control",
+    ]  # fmt: skip
+
+
+def test_loads_one_after_the_other_are_two_waits() -> None:
+    swapped = [LOOP[i] for i in (0, 1, 2, 3, 4, 6, 5, *range(7, len(LOOP)))]
+    lines = [
+        old.partition("*/")[0] + "*/" + new.partition("*/")[2] if "/*" in new else new
+        for old, new in zip(LOOP, swapped, strict=True)
+    ]
+    (code,) = sass.parse(lines)
+    assert code.hot[0].waits() == [16, 1]
+
+
+def test_what_is_worse_is_named() -> None:
+    table = machine_code.load()
+    name = next(name for name, row in table.items() if row.stores.get(16, 0) > 1)
+    row = table[name]
+    changed = machine_code.Row(
+        **{
+            **vars(row),
+            "stores": {16: row.stores[16] - 1, 4: narrower(row.stores) + 4},
+            "instructions": tuple(n + 1 for n in row.instructions),
+            "blocks": row.blocks - 1,
+            "waits": tuple(n + 1 for n in row.waits),
+            "local": 2,
+        }
+    )
+    found = worse({**table, name: changed}, table)
+    assert [line.split(": ")[1] for line in found] == [
+        "blocks that registers leave room for", "stores of 16 bytes", "accesses of local memory",
+        "stores of less than 16 bytes", "instructions of the hot loops", "waits for global loads",
+    ]  # fmt: skip
+    assert worse(table, table) == []
+    assert machine_code.text_of(list(table.values())) == machine_code.TABLE.read_text()
