@@ -77,11 +77,12 @@ def test_a_limit_is_rounded_and_reached() -> None:
     assert launchers.pseudo_labels(sure, min_confidence=1.0)[1] == 1.0
 
 
-# Blocks of an image: one of 128 vectors, two, 33 (a warp adds up 32 at a time), and more than there may be.
+# Blocks of an image: of an odd number of vectors, of 128, two, 33 (a warp adds up 32 at a time), more than may be.
 @each_mode
 @pytest.mark.parametrize(
     ("images", "size"),
-    [(3, (1, 511)), (3, (1, 512)), (2, (1, 513)), (3, (2, 1020)), (2, (2, 1028)), (5, (64, 256)), (2, (65, 256)),
+    [(3, (3, 20)), (3, (1, 511)), (3, (1, 512)), (2, (1, 513)), (3, (2, 1020)), (2, (2, 1028)),
+     (5, (64, 256)), (2, (65, 256)),
      pytest.param(1, (512, 1024), marks=LONG), pytest.param(2, (513, 1024), marks=LONG)],
 )  # fmt: skip
 def test_blocks(images: int, size: tuple[int, int], mode: str) -> None:
