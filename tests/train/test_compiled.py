@@ -7,23 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, write_tiny
+from tiny import tiny_config, tiny_trainer, write_tiny
 
-from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
-from train.data.layout import labelled_slices
 from train.run.step import Trainer
 
 
-def trained(root: Path, steps: int = 2, **changes: Any) -> tuple[Trainer, list[float]]:
-    """Steps with two views and dropped channels; dropout is on."""
-    config = tiny_config(root, root / "run", method="unimatch", consistency_from=0, **changes)
-    device = torch.device("cpu")
-    labelled, unlabelled = (
-        Batches(Slices(root, names, 4, device), 4, (32, 32), "nearest", 0, stream)
-        for names, stream in zip(labelled_slices(root, 2), (LABELLED, UNLABELLED), strict=True)
-    )
-    trainer = Trainer(config, steps, labelled, unlabelled, device)
-    return trainer, [trainer.step(step).device["loss"].item() for step in range(steps)]
+def trained(root: Path, **changes: Any) -> tuple[Trainer, list[float]]:
+    """Two steps with two views and dropped channels; dropout is on."""
+    trainer = tiny_trainer(tiny_config(root, root / "run", method="unimatch", consistency_from=0, **changes))
+    return trainer, [trainer.step(step).device["loss"].item() for step in range(2)]
 
 
 def same(root: Path) -> None:

@@ -122,9 +122,9 @@ def test_a_step_is_the_mean_of_two_half_batches(root: Path, tmp_path: Path) -> N
         unlabelled = Batches(streams[1], 4, data.size, data.interpolation, 0, UNLABELLED, share, 2).at(0)
         with torch.no_grad():
             logits = teacher(unlabelled.images)
-        (view,) = config.strategy.views(Given(unlabelled.images, logits, labelled), 0.0)
+        (view,) = config.strategy.views(Given(unlabelled.images, logits, logits, labelled), 0.0)
         loss = losses.supervised_loss(student(labelled.images), labelled.labels, config.loss).total
-        loss = loss + losses.unlabelled_loss(student(view.images), view, config.loss, None).total
+        loss = loss + losses.unlabelled_loss(student(view.images), view, config.loss, None)["consistency"]
         (loss / 2).backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None

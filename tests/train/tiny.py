@@ -7,10 +7,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
+from train.data.batches import LABELLED, UNLABELLED, Batches, Slices
 from train.data.description import Description, write_description
+from train.data.layout import labelled_slices
 from train.run.config import FitConfig, flatten
 from train.run.recipes import configure
+from train.run.step import Trainer
 
 SIZES = ((33, 40), (40, 33), (36, 36), (29, 47))  # odd ones, as real slices have
 
@@ -70,6 +74,22 @@ def tiny_config(
             "consistency_from": 2, "rampup": 0.5, **small, **patches, **changes,
         },
     )  # fmt: skip
+
+
+def tiny_trainer(config: FitConfig) -> Trainer:
+    """The trainer of a run of 8 steps on the data that write_tiny wrote, without its folder."""
+    assert config.data.root is not None
+    schedule, device = config.schedule, torch.device("cpu")
+    labelled, unlabelled = (
+        Batches(Slices(config.data.root, names, 4, device), batch, config.data.size, "nearest", config.seed, stream)
+        for names, batch, stream in zip(
+            labelled_slices(config.data.root, config.data.labelled),
+            (schedule.labelled_batch, schedule.unlabelled_batch),
+            (LABELLED, UNLABELLED),
+            strict=True,
+        )
+    )
+    return Trainer(config, 8, labelled, unlabelled if config.strategy.unlabelled else None, device)
 
 
 def command(config: FitConfig) -> list[str]:
