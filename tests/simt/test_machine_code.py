@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 
-from . import floors, launches, machine_code, resources, sass
+from . import floors, machine_code, resources, sass
 from .machine_code import Row
 
 NVCC = "13.0"  # that the table is of
