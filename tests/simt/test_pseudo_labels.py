@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def check(x: Tensor, labels: str, limit: Limit, wanted_limit: float | None, mode
     found, accepted, _ = launchers.pseudo_labels(x, labels=labels, min_confidence=limit, mode=mode, **options)
     wanted = reference.gated_labels(x.values, wanted_limit, IGNORED[labels])
     np.testing.assert_array_equal(found, wanted)
-    kept = (found != IGNORED[labels]).reshape(len(found), -1)
+    kept = (found != IGNORED[labels]).reshape(len(found), math.prod(found.shape[1:]))
     np.testing.assert_array_equal(accepted, (kept.sum(1) / max(kept.shape[1], 1)).astype(np.float32))
 
 
