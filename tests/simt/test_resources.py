@@ -21,7 +21,6 @@ READERS = (
     "top_two_map_kernel",
     "top_two_backward_kernel",
     "pseudo_labels_kernel",
-    "loss_registers_kernel",
     "loss_backward_kernel",
 )
 SHAPES = {
@@ -35,6 +34,7 @@ SHAPES = {
     "__nv_bfloat16, pixels, 8": 1,
 }
 LOADS = {f"{kernel}<{shape}>": n for kernel in READERS for shape, n in SHAPES.items()}
+LOADS |= {f"loss_registers_kernel<{shape}, {regions}>": n for shape, n in SHAPES.items() for regions in (1, 2)}
 LOADS |= {f"where_kernel<unsigned {kind}>": 1 for kind in ("char, 16", "short, 8", "int, 4", "long, 2")}
 
 
