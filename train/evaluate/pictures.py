@@ -64,7 +64,9 @@ def draw_panel(
             if c == 1:
                 shown = axis.imshow(columns[c][r], cmap="magma", vmin=0, vmax=1)
                 continue
-            axis.imshow(columns[3][r] if c == 3 else image[r], cmap="gray", vmin=low, vmax=high)
+            # Pseudo-labels of a mixed slice are of what it was mixed to.
+            under = columns[3][r] if c == 3 or (c == 4 and view.mixed is not None) else image[r]
+            axis.imshow(under, cmap="gray", vmin=low, vmax=high)
             if c == 2:
                 colours = ListedColormap([MIXED_COLOUR, PATCH_COLOUR])
                 axis.imshow(np.ma.masked_equal(columns[c][r], 0), cmap=colours, vmin=1, vmax=2, alpha=ALPHA)
