@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import entmask_ext
-from entmask_ext import PatchMask
 from train.parts import View
 from train.parts.gate import pseudo_labels
 from train.ramps import ramped
@@ -74,50 +73,35 @@ def random(masking: Masking, images: Tensor, logits: Tensor, min_confidence: flo
 
 
 def by_rank(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
-    masked = entmask_ext.patch_mask(
-        images,
-        logits,
-        masking.patch_size,
-        ramped(masking.ratio, t),
-        order="lowest" if masking.mask == "lowr" else "highest",
-        hint=masking.hint,
-        scope=masking.scope,
-        label_dtype=torch.uint8,
-        min_confidence=min_confidence,
-    )
-    return seen(masked, masking.patch_size)
+    order = "lowest" if masking.mask == "lowr" else "highest"
+    rule: dict[str, Any] = {"ratio": ramped(masking.ratio, t), "order": order}
+    return by_entropy(masking, images, logits, min_confidence, masking.patch_size, rule)
 
 
 def count(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
-    masked = entmask_ext.patch_mask(
-        images,
-        logits,
-        masking.patch_size,
-        score="count",
-        threshold=ramped(masking.threshold, t),
-        min_score=0.5,
-        min_patches=masking.min_patches,
-        hint=masking.hint,
-        scope=masking.scope,
-        label_dtype=torch.uint8,
-        min_confidence=min_confidence,
-    )
-    return seen(masked, masking.patch_size)
+    rule: dict[str, Any] = {"score": "count", "threshold": ramped(masking.threshold, t), "min_score": 0.5}
+    rule["min_patches"] = masking.min_patches
+    return by_entropy(masking, images, logits, min_confidence, masking.patch_size, rule)
 
 
 def pixel(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
-    masked = entmask_ext.patch_mask(
-        images,
-        logits,
-        1,
-        min_score=ramped(masking.threshold, t),
-        min_patches=masking.min_patches,
-        hint=masking.hint,
-        scope=masking.scope,
-        label_dtype=torch.uint8,
-        min_confidence=min_confidence,
-    )
-    return seen(masked, 1)
+    rule = {"min_score": ramped(masking.threshold, t), "min_patches": masking.min_patches}
+    return by_entropy(masking, images, logits, min_confidence, 1, rule)
+
+
+def by_entropy(
+    masking: Masking,
+    images: Tensor,
+    logits: Tensor,
+    min_confidence: float | None,
+    patch_size: int,
+    rule: dict[str, Any],
+) -> View:
+    """rule: the arguments of patch_mask that say which patches are masked."""
+    shared: dict[str, Any] = {"hint": masking.hint, "scope": masking.scope, "min_confidence": min_confidence}
+    masked = entmask_ext.patch_mask(images, logits, patch_size, label_dtype=torch.uint8, **shared, **rule)
+    assert masked.labels is not None
+    return View(masked.image, masked.labels, masked.patches, patch_size, masked.scores)
 
 
 def shuffle(masking: Masking, images: Tensor, logits: Tensor, min_confidence: float | None, t: float) -> View:
@@ -126,11 +110,6 @@ def shuffle(masking: Masking, images: Tensor, logits: Tensor, min_confidence: fl
     permutation = torch.randperm(2 * patches, device=images.device)
     shuffled = entmask_ext.shuffle_patches(images, size, permutation)
     return View(shuffled, pseudo_labels(logits, min_confidence), patch_size=size, permutation=permutation)
-
-
-def seen(masked: PatchMask, patch_size: int) -> View:
-    assert masked.labels is not None
-    return View(masked.image, masked.labels, masked.patches, patch_size, masked.scores)
 
 
 MASKS: Mapping[str, Callable[[Masking, Tensor, Tensor, float | None, float], View]] = {
