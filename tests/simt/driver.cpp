@@ -97,6 +97,8 @@ Case read_case(std::istream& in) {
       in >> simt::settings.shared_limit;
     } else if (word == "multiprocessors") {
       in >> simt::settings.multiprocessors;
+    } else if (word == "blocks_at_once") {
+      in >> simt::settings.blocks_at_once;
     } else {
       fail("what is " + word + "?");
     }

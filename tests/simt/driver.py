@@ -10,7 +10,7 @@ A case goes to the driver's stdin as lines of words, some followed by bytes::
     pointer FIELD BUFFER                        byte offset in the struct, number of the buffer
     dry                                         launches are noted, and nothing runs
     address FIELD VALUE                         a pointer that nothing stands behind: dry only
-    shared_limit BYTES, multiprocessors COUNT   of the device
+    shared_limit BYTES, multiprocessors COUNT, blocks_at_once COUNT   of the device
 
 and its stdout is the outputs' bytes, then the counts as JSON.
 """
@@ -113,6 +113,7 @@ def run(
     runs: Sequence[Run] = SCHEDULES,
     shared_limit: int | None = None,
     multiprocessors: int | None = None,
+    blocks_at_once: int | None = None,
     executable: Path | None = None,
     dry: bool = False,
     timeout: float = 300,
@@ -131,6 +132,8 @@ def run(
         case.append(f"shared_limit {shared_limit}\n".encode())
     if multiprocessors is not None:
         case.append(f"multiprocessors {multiprocessors}\n".encode())
+    if blocks_at_once is not None:
+        case.append(f"blocks_at_once {blocks_at_once}\n".encode())
     for offset, buffer in pointers:
         if not any(buffer is b for b in buffers):
             buffers.append(buffer)

@@ -91,8 +91,12 @@ def _planned(call: Callable[..., Any], *arguments: Any, **options: Any) -> Itera
     raise AssertionError("a dry run gives no answers")
 
 
-def of_op(op: str, size: Size, dtype: str) -> list[Launch]:
-    """With patches of 16 along each axis, uint8 labels and one image channel. No array is ever touched."""
+def of_op(op: str, size: Size, dtype: str, blocks_at_once: int | None = None) -> list[Launch]:
+    """With patches of 16 along each axis, uint8 labels and one image channel. No array is ever touched.
+
+    blocks_at_once: of a kernel on a multiprocessor, as the launchers are told; None: any number.
+    """
+    planned = functools.partial(_planned, blocks_at_once=blocks_at_once)
     patch, scores = (PATCH,) * len(size.spatial), (size.images, *size.grid)
     logits = Tensor(np.empty((size.images, size.classes, *size.spatial), STORAGE[dtype]), dtype)
     image = Tensor(np.empty((size.images, 1, *size.spatial), STORAGE[dtype]), dtype)
@@ -104,35 +108,35 @@ def of_op(op: str, size: Size, dtype: str) -> list[Launch]:
     rows = np.empty((size.images, size.patches // size.images), np.float32)
     calls: dict[str, tuple[Iterator[Launch], ...]] = {
         "patch_mask": (
-            _planned(launchers.entropy_pool, logits, patch, labels="uint8"),
-            _planned(launchers.select, rows, ratio=0.75),
-            _planned(launchers.where, patches, 0.0, image, patch, mask="same"),
+            planned(launchers.entropy_pool, logits, patch, labels="uint8"),
+            planned(launchers.select, rows, ratio=0.75),
+            planned(launchers.where, patches, 0.0, image, patch, mask="same"),
         ),
-        "patch_scores": (_planned(launchers.entropy_pool, logits, patch),),
+        "patch_scores": (planned(launchers.entropy_pool, logits, patch),),
         "patch_scores, backward": (
-            _planned(launchers.entropy_backward, logits, np.empty(scores, np.float32), patch=patch),
+            planned(launchers.entropy_backward, logits, np.empty(scores, np.float32), patch=patch),
         ),
-        "entropy_map": (_planned(launchers.entropy_map, logits),),
+        "entropy_map": (planned(launchers.entropy_map, logits),),
         "entropy_map, backward": (
-            _planned(launchers.entropy_backward, logits, np.empty((size.images, *size.spatial), np.float32)),
+            planned(launchers.entropy_backward, logits, np.empty((size.images, *size.spatial), np.float32)),
         ),
-        "consistency_loss": (_planned(launchers.loss_forward, logits, labels, **masked),),
+        "consistency_loss": (planned(launchers.loss_forward, logits, labels, **masked),),
         "consistency_loss, backward": (
-            _planned(launchers.loss_backward, logits, labels, sums, {"total": 1.0}, **masked),
+            planned(launchers.loss_backward, logits, labels, sums, {"total": 1.0}, **masked),
         ),
-        "uncertainty_map, margin": (_planned(launchers.entropy_map, logits, uncertainty="margin"),),
-        "pseudo_labels": (_planned(launchers.pseudo_labels, logits, min_confidence=0.95),),
-        "soft_consistency_loss": (_planned(launchers.soft_loss_forward, logits, logits, kl=False),),
+        "uncertainty_map, margin": (planned(launchers.entropy_map, logits, uncertainty="margin"),),
+        "pseudo_labels": (planned(launchers.pseudo_labels, logits, min_confidence=0.95),),
+        "soft_consistency_loss": (planned(launchers.soft_loss_forward, logits, logits, kl=False),),
         "soft_consistency_loss, backward": (
-            _planned(launchers.soft_loss_backward, logits, logits, None, np.empty(2), 1.0, kl=False),
+            planned(launchers.soft_loss_backward, logits, logits, None, np.empty(2), 1.0, kl=False),
         ),
-        "patch_where": (_planned(launchers.where, patches, image, image, patch),),
-        "shuffle_patches": (_planned(launchers.shuffle_patches, image, numbers, patch),),
-        "gather_patches, backward": (_planned(launchers.gather_backward, image, numbers, patch),),
+        "patch_where": (planned(launchers.where, patches, image, image, patch),),
+        "shuffle_patches": (planned(launchers.shuffle_patches, image, numbers, patch),),
+        "gather_patches, backward": (planned(launchers.gather_backward, image, numbers, patch),),
         "box_mask": (
-            _planned(launchers.box_mask, np.zeros((size.images, 2 * len(size.spatial)), np.int64), size.spatial),
+            planned(launchers.box_mask, np.zeros((size.images, 2 * len(size.spatial)), np.int64), size.spatial),
         ),
-        "largest_components": (_planned(launchers.components, labels, size.classes, 1),),
+        "largest_components": (planned(launchers.components, labels, size.classes, 1),),
     }
     return [launch for call in calls[op] for launch in call]
 
@@ -157,8 +161,8 @@ OPS = (
 )
 
 
-def of_all_ops() -> Iterator[Launch]:
+def of_all_ops(blocks_at_once: int | None = None) -> Iterator[Launch]:
     for op in OPS:
         for size in SIZES:
             for dtype in DTYPES:
-                yield from of_op(op, size, dtype)
+                yield from of_op(op, size, dtype, blocks_at_once)

@@ -39,8 +39,9 @@ struct Settings {
   uint64_t seed = 0;
   size_t shared_limit = 101376;  // what a block may opt in to: 99 KB, as on compute capability 8.6 and 8.9
   int multiprocessors = 4;
-  const void* stream = nullptr;  // every launch must use it
-  bool dry = false;              // launches are noted, and nothing runs
+  int blocks_at_once = INT32_MAX;  // on a multiprocessor, of any kernel
+  const void* stream = nullptr;    // every launch must use it
+  bool dry = false;                // launches are noted, and nothing runs
 };
 extern Settings settings;
 

@@ -69,6 +69,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_
 }
 
 inline int multiprocessors() { return settings.multiprocessors; }
+inline int blocks_at_once() { return settings.blocks_at_once; }
 
 inline unsigned lane() { return thread->linear % 32; }
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 
-from . import floors, machine_code, resources, sass
+from . import floors, launches, machine_code, resources, sass
 from .machine_code import Row
 
 NVCC = "13.0"  # that the table is of
@@ -114,6 +114,16 @@ def test_pixels_move_by_16_bytes(built: dict[str, Row]) -> None:
     assert [name for name in MOVERS if built[name].loads.get(16, 0) < 1] == []
     assert [name for name, stores in MOVERS.items() if built[name].stores.get(16, 0) < stores] == []
     assert built["box_mask_kernel<16>"].stores == {16: 1}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("room", [1, 3])
+def test_a_looping_grid_is_resident_at_once(room: int) -> None:
+    """A kernel that walks over the pixels in a loop has no more blocks than the card says it has room for."""
+    blocks = [
+        launch.blocks for launch in launches.of_all_ops(room) if launch.kernel.partition("<")[0] in launches.LOOPING
+    ]
+    assert max(blocks) == room * launches.MULTIPROCESSORS
 
 
 @pytest.mark.long

@@ -97,7 +97,8 @@ def test_traffic_of_dice_by_region(images: int, dtype: str) -> None:
     forward, least_forward, backward, least_backward = loss_call(images, dtype, dice_each=True)
     assert len(forward.launches) == 2
     assert len(backward.launches) == 1
-    assert least_forward <= moved(forward) <= 1.06 * least_forward  # 28 sums a block are written and read
+    partial = 2 * 8 * (4 + 6 * 4) * forward.launches[0]["grid"][0]  # a block's sums are written and read
+    assert least_forward <= moved(forward) <= 1.001 * (least_forward + partial)
     assert least_backward <= moved(backward) <= 1.05 * least_backward
     assert sectors_ratio(forward) <= 1.1
     assert sectors_ratio(backward) <= 1.1

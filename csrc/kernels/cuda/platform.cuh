@@ -7,7 +7,7 @@
 // __shfl_xor_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd on unsigned, __threadfence, __popc,
 // the CUDA vector types, cudaError_t and cudaStream_t, __half and __nv_bfloat16 with their conversions,
 // DYNAMIC_SHARED, and in namespace simt: launch(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t
-// and multiprocessors() -> int; exp2f and the rest of <math.h>.
+// and multiprocessors(), blocks_at_once() -> int; exp2f and the rest of <math.h>.
 #pragma once
 
 #include <cstddef>
@@ -57,11 +57,11 @@ inline cudaError_t multiprocessors(int* count) {
 }
 
 // Blocks of a kernel without dynamic shared memory that are on a multiprocessor of the current device at once. The
-// harness has room for any number.
+// harness has room for any number but where a test says how many.
 template <typename... Parameters>
 cudaError_t blocks_at_once(void (*kernel)(Parameters...), int threads, int* blocks) {
 #ifdef ENTMASK_SIMT
-  *blocks = INT32_MAX;
+  *blocks = simt::blocks_at_once();
   return kernel != nullptr && threads > 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
 #else
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, 0);
