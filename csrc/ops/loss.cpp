@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "loss_backward.h"
 #include "ops.h"
 #include "register.h"
 #include "run.h"
@@ -134,25 +135,17 @@ Tensor consistency_loss_backward_kernel(const OptionalTensor& grad_total, const 
   const Inputs in =
       check_inputs(logits, labels, patches, patch_size, class_weight,
                    {mask_weight, visible_weight, ce_weight, dice_weight, smooth, denominator_offset}, dice_region);
-  check_same_device(logits, "logits", sums, "sums");
-  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums must be float64, got ", sums.scalar_type());
-  TORCH_CHECK_VALUE(sums.dim() == 1 && sums.size(0) == count_sums(in.params) && sums.is_contiguous(),
-                    "sums must be contiguous of shape [", count_sums(in.params), "], got ", sums.sizes());
-  auto pointer = [&](const OptionalTensor& g, const char* name) -> const void* {
-    if (!g || !g->defined()) return nullptr;
-    check_same_device(logits, "logits", *g, name);
-    TORCH_CHECK_VALUE(g->dim() == 0 && g->scalar_type() == compute_dtype(logits), name, " must be a 0-d ",
-                      compute_dtype(logits), " tensor, got ", g->scalar_type(), " of shape ", g->sizes());
-    return g->const_data_ptr();
+  const auto pointer = [&](const OptionalTensor& g, const char* name) -> const void* {
+    return g && g->defined() ? scalar_gradient(logits, *g, name, compute_dtype(logits)) : nullptr;
   };
-  Tensor out = empty_like_format(logits);
   LossBackwardParams p{};
   p.loss = in.params;
-  p.sums = sums.const_data_ptr<double>();
+  p.sums = saved_sums(logits, sums, count_sums(in.params));
   p.grad_total = pointer(grad_total, "grad_total");
   p.grad_ce_masked = pointer(grad_ce_masked, "grad_ce_masked");
   p.grad_ce_visible = pointer(grad_ce_visible, "grad_ce_visible");
   p.grad_dice = pointer(grad_dice, "grad_dice");
+  const Tensor out = empty_like_format(logits);
   p.grad_logits = out.mutable_data_ptr();
   p.grad_logits_stride = strides_of(out);
   run(p, logits.device());

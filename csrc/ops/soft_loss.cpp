@@ -1,6 +1,7 @@
 // The soft consistency loss and its gradient. Saved for backward: the inputs and two sums.
 #include <ATen/Functions.h>
 
+#include "loss_backward.h"
 #include "ops.h"
 #include "register.h"
 #include "run.h"
@@ -58,17 +59,9 @@ Tensor soft_consistency_loss_backward_kernel(const Tensor& grad, const Tensor& l
                                              const OptionalTensor& where, string_view kind, const Tensor& sums) {
   SoftLossBackwardParams p{};
   p.loss = make_params(logits, target_logits, where, kind);
-  const at::ScalarType dtype = result_dtype(logits, target_logits);
-  check_same_device(logits, "logits", grad, "grad");
-  TORCH_CHECK_VALUE(grad.dim() == 0 && grad.scalar_type() == dtype, "grad must be a 0-d ", dtype, " tensor, got ",
-                    grad.scalar_type(), " of shape ", grad.sizes());
-  check_same_device(logits, "logits", sums, "sums");
-  TORCH_CHECK_TYPE(sums.scalar_type() == at::kDouble, "sums must be float64, got ", sums.scalar_type());
-  TORCH_CHECK_VALUE(sums.dim() == 1 && sums.size(0) == 2 && sums.is_contiguous(),
-                    "sums must be contiguous of shape [2], got ", sums.sizes());
+  p.grad = scalar_gradient(logits, grad, "grad", result_dtype(logits, target_logits));
+  p.sums = saved_sums(logits, sums, 2);
   const Tensor out = empty_like_format(logits);
-  p.sums = sums.const_data_ptr<double>();
-  p.grad = grad.const_data_ptr();
   p.grad_logits = out.mutable_data_ptr();
   p.grad_logits_stride = strides_of(out);
   run(p, logits.device());
