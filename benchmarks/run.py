@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.clock import Call, Clock, as_graph, copy_bandwidth, make_clock
 from benchmarks.measure import Sample, fastest, measure
-from benchmarks.ops import OPS, Op, Peer, compare, make_peers
+from benchmarks.ops import OPS
+from benchmarks.peers import Op, Peer, compare, make_peers
 from benchmarks.plan import Cell
 from benchmarks.workload import DTYPES, Workload
 

@@ -15,7 +15,8 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import overhead, plan, plots, report
 from benchmarks.clock import CpuClock, CudaClock
 from benchmarks.measure import Sample, measure
-from benchmarks.ops import OPS, compare, make_peers
+from benchmarks.ops import OPS
+from benchmarks.peers import compare, make_peers
 from benchmarks.run import Results, Row, check
 from benchmarks.workload import Size, Workload
 
