@@ -47,6 +47,7 @@ def _(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
         raise TypeError(f"labels must be uint8 or int64, got {labels.dtype}")
     if labels.dim() not in (3, 4):
         raise ValueError(f"labels must have shape (N, H, W) or (N, D, H, W), got {list(labels.shape)}")
+    _ops.check_axes(labels, "labels")
     return labels.new_empty(labels.shape)
 
 

@@ -313,6 +313,7 @@ def _(
     _ops.check_floating(scores, "scores")
     if scores.dim() < 2:
         raise ValueError(f"scores must have shape (N, *G), one value per patch, got {list(scores.shape)}")
+    _ops.check_axes(scores, "scores")
     _ops.check_number(ratio_tensor, "ratio", scores.shape[0], scores.device, counts=True)
     _ops.check_number(min_score_tensor, "min_score", scores.shape[0], scores.device)
     for name, x in (("ratio", ratio_tensor), ("min_score", min_score_tensor)):
@@ -371,13 +372,16 @@ def _(
 def _(boxes: Tensor, size: Sequence[int]) -> Tensor:
     if boxes.dtype != torch.int64:
         raise TypeError(f"boxes must be int64, got {boxes.dtype}")
-    if len(size) not in (2, 3) or min(size) < 0:
+    if len(size) not in (2, 3):
         raise ValueError(f"size must be (H, W) or (D, H, W), got {list(size)}")
+    if min(size) < 0 or any(isinstance(n, int) and n >= 2**31 for n in size):
+        raise ValueError(f"size must be >= 0 and below 2^31 along each axis, got {list(size)}")
     if boxes.dim() != 2 or boxes.shape[1] != 2 * len(size):
         raise ValueError(
             f"boxes must have shape (N, {2 * len(size)}), first and past-the-end index per axis, for size "
             f"{list(size)}, got {list(boxes.shape)}"
         )
+    _ops.check_axes(boxes, "boxes")
     return boxes.new_empty([boxes.shape[0], *size], dtype=torch.bool)
 
 

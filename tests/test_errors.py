@@ -363,6 +363,23 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("function", "dtype", "shape", "rest", "name"),
+    [
+        ("select_patches", torch.float32, (1, 2**31, 0), (), "scores"),
+        ("largest_components", torch.uint8, (1, 2**31, 0), (2,), "labels"),
+        ("box_mask", torch.int64, (1, 4), ((2**31, 0),), "size"),
+    ],
+)
+def test_long_axes_of_nothing(
+    function: str, dtype: torch.dtype, shape: tuple[int, ...], rest: tuple[Any, ...], name: str, device: str
+) -> None:
+    """Said of empty tensors too, with memory and without."""
+    with pytest.raises(ValueError, match=rf"{name} must .*2\^31.*2147483648"):
+        getattr(entmask_ext, function)(torch.empty(shape, dtype=dtype, device=device), *rest)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_public_function(case: Case) -> None:
     function = getattr(entmask_ext, case.function)

@@ -47,7 +47,7 @@ at::ScalarType compute_dtype(const Tensor& t) { return t.scalar_type() == at::kD
 void check_axes(const Tensor& t, const char* name) {
   for (const c10::SymInt& size : t.sym_sizes()) {
     const auto known = size.maybe_as_int();
-    TORCH_CHECK_VALUE(!known || *known < (int64_t(1) << 31), name, " must have axes shorter than 2^31, got shape ",
+    TORCH_CHECK_VALUE(!known || *known < kAxisLimit, name, " must have axes shorter than 2^31, got shape ",
                       t.sym_sizes());
   }
 }

@@ -29,8 +29,9 @@ Dtype float_dtype(const Tensor& t, const char* name);
 // float32.
 at::ScalarType compute_dtype(const Tensor& t);
 
-// Fewer than 2^31 along each axis: a position along one is 32 bits in the CUDA kernels. Sizes that are symbols pass;
-// the kernels' own call has numbers.
+// Positions along an axis are below it: they are 32 bits in the CUDA kernels.
+constexpr int64_t kAxisLimit = int64_t(1) << 31;
+// Every axis shorter than that. Sizes that are symbols pass; the kernels' own call has numbers.
 void check_axes(const Tensor& t, const char* name);
 // What patches are moved in: floating, bool, uint8 or int8 to int64, dense.
 void check_movable(const Tensor& t, const char* name);

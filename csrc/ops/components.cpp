@@ -1,6 +1,9 @@
 // largest_components: of each class the component with the most pixels.
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
+#include "arguments.h"
 #include "register.h"
 #include "run.h"
 
@@ -16,9 +19,11 @@ Tensor largest_components_kernel(const Tensor& labels, int64_t num_classes, int6
   TORCH_CHECK_VALUE(num_classes >= 2 && num_classes <= 65536, "num_classes must be in [2, 65536], got ", num_classes);
   TORCH_CHECK_VALUE(connectivity >= 1 && connectivity < labels.dim(), "connectivity must be in [1, ", labels.dim() - 1,
                     "] for labels of shape ", labels.sizes(), ", got ", connectivity);
+  check_axes(labels, "labels");
   int64_t pixels = 1;
-  for (int64_t axis = 1; axis < labels.dim(); ++axis) pixels *= labels.size(axis);
-  TORCH_CHECK_VALUE(pixels < (int64_t(1) << 31), "labels must have fewer than 2^31 pixels per image, got shape ",
+  for (int64_t axis = 1; axis < labels.dim(); ++axis)
+    pixels = std::min(kAxisLimit, pixels * labels.size(axis));  // the product of three axes may overflow
+  TORCH_CHECK_VALUE(pixels < kAxisLimit, "labels must have fewer than 2^31 pixels per image, got shape ",
                     labels.sizes());
   const Tensor in = labels.contiguous(), out = at::empty(labels.sizes(), in.options());
   if (out.numel() == 0) return out;

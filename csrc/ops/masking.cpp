@@ -91,6 +91,7 @@ void check_scores(const Tensor& scores) {
   float_dtype(scores, "scores");
   TORCH_CHECK_VALUE(scores.layout() == at::kStrided, "scores must be a dense tensor, got layout ", scores.layout());
   TORCH_CHECK_VALUE(scores.dim() >= 2, "scores must have shape (N, *G), one value per patch, got ", scores.sym_sizes());
+  check_axes(scores, "scores");
 }
 
 Tensor select_patches_kernel(const Tensor& scores, optional<double> ratio, const OptionalTensor& ratio_tensor,
@@ -329,9 +330,11 @@ Tensor box_mask_kernel(const Tensor& boxes, at::IntArrayRef size) {
   TORCH_CHECK_VALUE(boxes.layout() == at::kStrided, "boxes must be a dense tensor, got layout ", boxes.layout());
   const int64_t axes = int64_t(size.size());
   TORCH_CHECK_VALUE(axes == 2 || axes == 3, "size must be (H, W) or (D, H, W), got ", size);
-  for (const int64_t n : size) TORCH_CHECK_VALUE(n >= 0, "size must be >= 0, got ", size);
+  for (const int64_t n : size)
+    TORCH_CHECK_VALUE(n >= 0 && n < kAxisLimit, "size must be >= 0 and below 2^31 along each axis, got ", size);
   TORCH_CHECK_VALUE(boxes.dim() == 2 && boxes.size(1) == 2 * axes, "boxes must have shape (N, ", 2 * axes,
                     "), first and past-the-end index per axis, for size ", size, ", got ", boxes.sizes());
+  check_axes(boxes, "boxes");
   at::DimVector shape(size);
   shape.insert(shape.begin(), boxes.size(0));
   const Tensor corners = boxes.contiguous(), out = at::empty(shape, boxes.options().dtype(at::kBool));

@@ -18,7 +18,7 @@ from . import test_loss as losses
 from . import test_shuffle as shuffles
 from . import test_soft_loss as soft
 from . import test_where as sides
-from .driver import FORWARD
+from .driver import FORWARD, Planned
 from .modes import LONG, MODES, each_mode
 from .tensors import image, tensor
 
@@ -82,8 +82,8 @@ SPLITS = [
 ]
 LONG_SPLITS = [
     *((1, (rows, 2048)) for rows in (31, 64, 65, 97)),
-    *((patches, (3, 683)) for patches in (255, 256, 257)),  # so many are not split
-    *((1, (rows, 2048)) for rows in (2047, 2048, 2049)),  # at most 2,048 parts
+    *((patches, (2, 1028)) for patches in (1279, 1280, 1281)),  # so many are not split
+    *((1, (rows, 2048)) for rows in (2559, 2560, 2561)),  # at most 2,560 parts
 ]
 
 
@@ -94,6 +94,16 @@ def test_split_patches(patches: int, patch: tuple[int, int]) -> None:
     if rows * width < 1 << 15 and patches < 6:
         check_pool((1, 2, rows, patches * width + 3), patch)
         check_pool((1, 2, patches * rows + 1, width), (rows, width + 9))
+
+
+def test_patches_that_are_split() -> None:
+    """A second launch adds up the parts, whatever the card: of 2,049 pixels and more, of up to 1,279 patches."""
+    for patches, patch, launches in ((1279, (2, 1028), 2), (1280, (2, 1028), 1), (1279, (2, 1024), 1)):
+        logits = tensor(np.empty((patches, 2, *patch)))
+        for multiprocessors in (1, 200):
+            with pytest.raises(Planned) as planned:
+                launchers.entropy_pool(logits, patch, mode="count", dry=True, multiprocessors=multiprocessors, **ONCE)
+            assert len(planned.value.counts.launches) == launches, (patches, patch)
 
 
 # ---- Classes
@@ -169,13 +179,22 @@ def test_pixels(layout: str, mode: str) -> None:
         entropies.assert_gradient(actual, reference.entropy_backward(x.values, entropy.astype(np.float64)), "float32")
 
 
-@pytest.mark.parametrize("blocks", [32, 33, *(pytest.param(b, marks=LONG) for b in (31, 64, 65, 97))])
+@pytest.mark.parametrize("blocks", [32, 33, *(pytest.param(b, marks=LONG) for b in (31, 64, 65, 97, *around(640)))])
 def test_blocks_of_the_loss(blocks: int) -> None:
-    """A warp adds up the blocks, a lane each in turn."""
+    """A warp adds up the blocks, a lane each in turn, 20 of them at a time."""
     x, labels, loss = losses.case((1, 2, 1, 128 * blocks), (1, 100), "float32", layout="strided")
-    losses.check(x, labels, loss, "plain", multiprocessors=100, **ONCE)
+    losses.check(x, labels, loss, "plain", multiprocessors=200, **ONCE)
     x, y, where = soft.case((1, 2, 1, 128 * blocks), "float32", layout="strided")
-    soft.check(x, y, where, True, "plain", multiprocessors=100, **ONCE)
+    soft.check(x, y, where, True, "plain", multiprocessors=200, **ONCE)
+
+
+@each_mode
+@pytest.mark.parametrize(("classes", "dice_each"), [(84, False), (85, False), (42, True), (43, True)])
+def test_sums_that_shared_memory_holds(classes: int, dice_each: bool, mode: str) -> None:
+    """Up to 256 of the loss, in the launch that adds up the blocks."""
+    x, labels, loss = losses.case((1, classes, 3, 8), (2, 3), "float32", seed=classes)
+    loss["dice_each"] = dice_each
+    losses.check(x, labels, loss, mode=mode, **ONCE)
 
 
 # ---- The selection
@@ -190,24 +209,26 @@ def check_select(rows: int, length: int, dtype: type, **options: Any) -> None:
 
 
 # 8 lanes an element, 32 elements a block, 256 keys read at a time, up to 512 a row; then one block, of 256 threads up
-# to 1,024 a row and of 512 beyond.
+# to 1,024 a row, of 512 up to 2,048 and of 768 beyond, each of which takes four at a time.
 ROW_LENGTHS = [
     *(1, 7, 8, 9, 15, 16, 17, 24, *around(32), *around(64), 96, *around(256), *around(512), *around(768)),
-    *(*around(1024), *around(1536)),
+    *(*around(1024), 1536, *around(2048)),
 ]
+LONG_ROW_LENGTHS = [1535, 1537, *around(3072), 4608, 5121, *around(6144), 9217]
 
 
 @each_mode
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=LONG)])
-def test_patches_of_a_row(dtype: type, mode: str) -> None:
-    for length in ROW_LENGTHS:
+@pytest.mark.parametrize("lengths", [ROW_LENGTHS, pytest.param(LONG_ROW_LENGTHS, marks=LONG)], ids=["short", "long"])
+def test_patches_of_a_row(lengths: list[int], dtype: type, mode: str) -> None:
+    for length in lengths:
         check_select(3, length, dtype, mode=mode, **ONCE)
 
 
-# Up to 40 KB of keys fit a block; beyond, tiles of 8,192 elements, which 512 threads take four at a time.
+# Up to 40 KB of keys fit a block; beyond, tiles of 8,192 elements, which 512 threads take eight at a time.
 TILED = [(10239, np.float32), (10241, np.float32), (16384, np.float32), (16385, np.float32), (5121, np.float64)]
 LONG_TILED = [
-    *((length, np.float32) for length in (10240, 16383, *around(16384 + 512), *around(16384 + 2048), *around(24576))),
+    *((length, np.float32) for length in (10240, 16383, *around(16384 + 512), *around(16384 + 4096), *around(24576))),
     *((length, np.float64) for length in (5119, 5120, *around(8192), *around(16384))),
     *((length, np.float32) for length in (*around(32 * 8192), 33 * 8192)),  # a lane a tile
     *((length, np.float32) for length in around(128 * 8192)),  # at most 128 tiles, which grow beyond

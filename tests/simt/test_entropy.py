@@ -125,6 +125,26 @@ def test_pool_threshold_is_rounded_to_the_scores() -> None:
         assert launchers.entropy_pool(x, (4, 4), count=True, threshold=below)[0][image, 0, 0] == 1.0
 
 
+@each_mode
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("float32", "contiguous"), ("bfloat16", "channels_last"), ("float64", "strided")]
+)
+def test_scores_of_single_pixels_are_the_map(dtype: str, layout: str, mode: str) -> None:
+    """And written by its kernel, but where they are counted or labels are asked for."""
+    x = tensor(data.logits((2, 5, 9, 20), seed=1), dtype, layout)
+    for uncertainty in ("entropy", "margin"):
+        expected, of_map = launchers.entropy_map(x, uncertainty=uncertainty, mode=mode)
+        scores, _, pooled = launchers.entropy_pool(x, (1, 1), uncertainty=uncertainty, mode=mode)
+        np.testing.assert_array_equal(scores, expected)
+        assert [launch["grid"] for launch in pooled.launches] == [launch["grid"] for launch in of_map.launches]
+    scores, labels, _ = launchers.entropy_pool(x, (1, 1), labels="uint8", mode=mode)
+    assert_scores(scores, reference.patch_scores(x.values, (1, 1)), dtype)
+    np.testing.assert_array_equal(labels, reference.labels(x.values))
+    compute = np.float64 if dtype == "float64" else np.float32
+    scores, _, _ = launchers.entropy_pool(x, (1, 1), count=True, threshold=0.4, mode=mode)
+    assert_scores(scores, reference.patch_scores(x.values, (1, 1), threshold=0.4, dtype=compute), dtype)
+
+
 def test_pool_keeps_the_digits_of_tiny_entropies() -> None:
     """A sure teacher's patches rank by how sure it is."""
     margin = np.linspace(5, 70, 64).reshape(1, 1, 8, 8).repeat(4, 2).repeat(4, 3)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ NVCC = "13.0"  # that the table is of
 
 
 @pytest.fixture(scope="module")
-def built() -> dict[str, Row]:
+def module() -> Path:
     modules = sorted((resources.ROOT / "entmask_ext").glob("_C.*.so"))
     if not modules:
         pytest.skip("no built module")
@@ -33,9 +34,15 @@ def built() -> dict[str, Row]:
     if "9.0" not in [arch.removesuffix("+PTX") for arch in record["cuda_archs"]]:
         pytest.skip("the module has no code for 9.0")
     try:
-        return {row.kernel: row for row in machine_code.read(modules[:1])}
+        resources.cuobjdump()
     except resources.Missing as missing:
         pytest.skip(str(missing))
+    return modules[0]
+
+
+@pytest.fixture(scope="module")
+def built(module: Path) -> dict[str, Row]:
+    return {row.kernel: row for row in machine_code.read([module])}
 
 
 def narrower(widths: dict[int, int]) -> int:
@@ -98,6 +105,24 @@ def test_every_class_is_read_by_one_load_and_its_gradient_written_by_one_store(b
         if kernel.endswith("backward_kernel") and set(row.stores) != {width}:
             wrong.append(f"{name}: stores of {row.stores} instead of {width} bytes")
     assert wrong == []
+
+
+def slow_counts(codes: list[sass.Code]) -> list[str]:
+    """Of the selection: atomics on shared memory that are loops, or wait for a vote of the warp."""
+    found = []
+    for code in codes:
+        if "select_" not in code.mangled:
+            continue
+        atomics = {i.opcode for i in code.instructions if i.name == "ATOMS"}
+        found += [f"{code.mangled}: {opcode}" for opcode in atomics - {"ATOMS.POPC.INC.32", "ATOMS.ADD"}]
+        counting = [loop for loop in code.loops if any(i.name == "ATOMS" for i in loop.body)]
+        found += [f"{code.mangled}: votes" for loop in counting if any(i.name.startswith("VOTE") for i in loop.body)]
+    return found
+
+
+@pytest.mark.long
+def test_the_selection_counts_by_single_instructions(module: Path) -> None:
+    assert slow_counts(sass.disassemble(resources.cuobjdump(), module, machine_code.ARCH)) == []
 
 
 # Kernels that move elements of the image: N elements a thread, 16 bytes.

@@ -15,13 +15,15 @@ namespace entmask::cuda {
 
 constexpr int pool_threads = 128;
 
-// How patches are split: by the sizes alone, so that the workspace and the launch agree.
+// How patches are split: by the sizes alone, so that the workspace and the launch agree, and a score has the same bits
+// on every card. A patch of more than part_pixels is a block's work. Fewer of them than 8 on each of 160
+// multiprocessors may leave a good part of a card idle at the end; then they are split, into about 16.
 struct PoolSplit {
   int64_t parts;  // groups a patch
   int64_t rows;   // image rows a part
 
   explicit PoolSplit(const EntropyPoolParams& p) {
-    constexpr int64_t few = 256, part_pixels = 2048, total_parts = 2048;
+    constexpr int64_t few = 8 * 160, part_pixels = 2048, total_parts = 16 * 160;
     const Grid& g = p.grid;
     const auto whole = [&](int axis) { return g.patch[axis] < g.size[axis] ? g.patch[axis] : g.size[axis]; };
     const int64_t patches = p.batch * patches_of(g), patch_rows = whole(0) * whole(1);

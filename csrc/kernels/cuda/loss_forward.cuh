@@ -10,6 +10,7 @@
 #pragma once
 
 #include "loss.cuh"
+#include "sums.cuh"
 
 namespace entmask::cuda {
 
@@ -215,6 +216,7 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
 }
 
 constexpr int finish_threads = 512;
+constexpr int64_t finish_held = 256;  // sums that shared memory holds: read back from there, not from global memory
 
 struct LossFinishArguments {
   const double* partials;  // [4 + regions * 3 K, blocks]
@@ -244,25 +246,26 @@ __device__ __forceinline__ double soft_dice(const LossFinishArguments& a, const 
 __device__ __forceinline__ double weighted(double weight, double part) { return weight == 0 ? 0 : weight * part; }
 
 template <typename F>
-__global__ void __launch_bounds__(finish_threads) loss_finish_kernel(LossFinishArguments a) {
+__global__ void __launch_bounds__(finish_threads, 1) loss_finish_kernel(LossFinishArguments a) {
+  __shared__ double held[finish_held];
   const int lane = static_cast<int>(threadIdx.x & 31);
-  for (int64_t value = threadIdx.x / 32; value < loss_sums(a.classes, a.regions); value += finish_threads / 32) {
-    double sum = 0;
-    for (int64_t block = lane; block < a.blocks; block += 32) sum += a.partials[value * a.blocks + block];
-    sum = sum_lanes(sum);
-    if (lane == 0) a.sums[value] = sum;
+  const int64_t values = loss_sums(a.classes, a.regions);
+  double* const sums = values <= finish_held ? held : a.sums;
+  for (int64_t value = threadIdx.x / 32; value < values; value += finish_threads / 32) {
+    const double sum = sum_row(a.partials + value * a.blocks, a.blocks);
+    if (lane == 0) a.sums[value] = sums[value] = sum;
   }
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  double dice = soft_dice(a, a.sums + 4);
+  double dice = soft_dice(a, sums + 4);
   if (a.regions == 2) {
-    dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight, soft_dice(a, a.sums + 4 + 3 * a.classes));
+    dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight, soft_dice(a, sums + 4 + 3 * a.classes));
   }
   if (lane != 0) return;
   const auto mean = [&](double loss, double weight) {
     return weight == 0 ? 0 : loss / (weight + a.denominator_offset);
   };
-  const double masked = mean(a.sums[0], a.sums[1]), visible = mean(a.sums[2], a.sums[3]);
+  const double masked = mean(sums[0], sums[1]), visible = mean(sums[2], sums[3]);
   const double ce = weighted(a.mask_weight, masked) + weighted(a.visible_weight, visible);
   const double total = weighted(a.ce_weight, ce) + weighted(a.dice_weight, dice);
   *static_cast<F*>(a.total) = static_cast<F>(total);

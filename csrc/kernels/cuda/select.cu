@@ -32,19 +32,22 @@ cudaError_t launch_tiles(const SelectParams& p, void* workspace, cudaStream_t st
   size_t bytes;
   const TileArguments<F> a = tile_arguments<F>(p, workspace, &bytes);
   const dim3 blocks(static_cast<unsigned>(p.rows * a.tiling.tiles));
-  for (const auto kernel :
-       {select_first_kernel<F>, select_second_kernel<F>, select_third_kernel<F>, select_mark_kernel<F>}) {
-    const cudaError_t error = launch(kernel, blocks, dim3(tile_threads), 0, stream, a);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  const size_t histogram = static_cast<size_t>(a.tiling.slots) * next_bins * sizeof(unsigned);
+  const auto queue = [&](void (*kernel)(TileArguments<F>), size_t shared_bytes) {
+    return launch(kernel, blocks, dim3(tile_threads), shared_bytes, stream, a);
+  };
+  cudaError_t error = queue(select_first_kernel<F>, 0);
+  if (error == cudaSuccess) error = queue(select_second_kernel<F>, histogram);
+  if (error == cudaSuccess) error = queue(select_third_kernel<F>, histogram);
+  if (error == cudaSuccess) error = queue(select_mark_kernel<F>, 0);
+  return error;
 }
 
 template <typename F>
 cudaError_t launch_select(const SelectParams& p, void* workspace, cudaStream_t stream) {
   if (p.length <= rank_limit) return launch_rank<F>(p, stream);
   if (!fits_block<F>(p.length)) return launch_tiles<F>(p, workspace, stream);
-  const int64_t threads = p.length <= 1024 ? row_block_threads / 2 : row_block_threads;
+  const int64_t threads = p.length <= 1024 ? 256 : p.length <= 2048 ? 512 : row_block_threads;
   return launch(select_block_kernel<F>, dim3(static_cast<unsigned>(p.rows)), dim3(static_cast<unsigned>(threads)),
                 static_cast<size_t>(p.length) * sizeof(Key<F>), stream, static_cast<const F*>(p.scores), p.patches,
                 Rule(p));

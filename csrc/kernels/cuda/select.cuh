@@ -13,7 +13,7 @@ namespace entmask::cuda {
 
 constexpr int64_t rank_limit = 512;    // patches a row up to which every element counts its own rank
 constexpr size_t block_bytes = 40960;  // shared memory for the keys of a row that one block selects from
-constexpr int digit_bins = 256;        // of the radix select in one block
+constexpr int digit_bits = 8, digit_bins = 1 << digit_bits;  // of the radix select in one block
 
 template <typename F>
 using Key = std::conditional_t<sizeof(F) == 8, uint64_t, uint32_t>;
@@ -24,10 +24,20 @@ __device__ __forceinline__ Key<F> key_of(F score) {
   using K = Key<F>;
   constexpr K sign = K{1} << (8 * sizeof(F) - 1);
   if (score != score) return ~K{0};
-  const F positive_zero = score == 0 ? 0 : score;
+  const F positive_zero = score + F{0};
   K bits;
   memcpy(&bits, &positive_zero, sizeof(F));
-  return (bits & sign) != 0 ? ~bits : bits | sign;
+  const K negative = K{0} - (bits >> (8 * sizeof(F) - 1));  // all bits, or none
+  return bits ^ (negative | sign);
+}
+// Of what may be a key already.
+template <typename V>
+__device__ __forceinline__ Key<V> as_key(V v) {
+  if constexpr (std::is_floating_point_v<V>) {
+    return key_of(v);
+  } else {
+    return v;
+  }
 }
 
 struct Rule {
@@ -141,20 +151,22 @@ __device__ __forceinline__ Bounds<K> bounds_of(const Rule& rule, const Chosen& c
   return b;
 }
 
-// Adds one to histogram[bin] for each lane that takes part; lanes that all meet in one bin add together.
-__device__ __forceinline__ void tally(unsigned* histogram, unsigned bin, bool takes_part) {
-  const unsigned lanes = __ballot_sync(full_warp, takes_part);
-  if (lanes == 0) return;
-  const int first = __ffs(static_cast<int>(lanes)) - 1;
-  const unsigned common = __shfl_sync(full_warp, bin, first);
-  if (__all_sync(full_warp, !takes_part || bin == common)) {
-    if ((threadIdx.x & 31) == static_cast<unsigned>(first)) {
-      atomicAdd(&histogram[common], static_cast<unsigned>(__popc(lanes)));
-    }
-  } else if (takes_part) {
-    atomicAdd(&histogram[bin], 1u);
-  }
+// The keys of values[first], values[first + step], .. below `end`, all loaded before the first is looked at; 0 beyond,
+// which no score has. end > 0: in place of what is beyond, the last value is loaded, since a load on a condition would
+// be waited for before the next.
+template <int N, typename K, typename V>
+__device__ __forceinline__ void read_keys(K (&key)[N], const V* values, int64_t first, int step, int64_t end) {
+  const int left = end - first < int64_t{N} * step ? static_cast<int>(end - first) : N * step;
+  V value[N];
+#pragma unroll
+  for (int u = 0; u < N; ++u) value[u] = values[first + (u * step < left ? u * step : left - 1)];
+#pragma unroll
+  for (int u = 0; u < N; ++u) key[u] = u * step < left ? as_key(value[u]) : 0;
 }
+
+// Adds one to a bin, in shared memory. Most lanes of a warp often meet in one bin; from 8.0 on the hardware adds those
+// together in one access, for a constant 1 whose old sum nobody asks for.
+__device__ __forceinline__ void tally(unsigned* histogram, unsigned bin) { atomicAdd(&histogram[bin], 1u); }
 
 // The bin that holds the element of a rank, how many are in the bins below it, and how many in it.
 struct Located {
@@ -181,12 +193,14 @@ __device__ __forceinline__ Located locate(const Counts& counts, int bins, int64_
   }
   if (lane == 31) scratch->warp_total[thread / 32] = upto;
   __syncthreads();
-  int64_t less = upto - own;
-  for (int warp = 0; warp < thread / 32; ++warp) less += scratch->warp_total[warp];
-  if (less <= rank && rank < less + own) {
-    int bin = begin;
-    while (rank >= less + static_cast<int64_t>(counts[bin])) less += static_cast<int64_t>(counts[bin++]);
-    scratch->found = {less, static_cast<int64_t>(counts[bin]), bin};
+  if (own > 0) {
+    int64_t less = upto - own;
+    for (int warp = 0; warp < thread / 32; ++warp) less += scratch->warp_total[warp];
+    if (less <= rank && rank < less + own) {
+      int bin = begin;
+      while (rank >= less + static_cast<int64_t>(counts[bin])) less += static_cast<int64_t>(counts[bin++]);
+      scratch->found = {less, static_cast<int64_t>(counts[bin]), bin};
+    }
   }
   __syncthreads();
   return scratch->found;
@@ -198,21 +212,26 @@ struct RadixScratch {
 };
 
 // One block's radix select: the key of the given rank among those whose bits from `bits` up are those of `prefix`;
-// `less` are below all of these. keys(i) is the key of element i. A digit's counts have been read when locate returns.
-template <typename K, typename Keys>
-__device__ __forceinline__ Ranked<K> radix_select(const Keys& keys, int64_t length, K prefix, int bits, int64_t less,
+// `less` are below all of these. A digit's counts have been read when locate returns.
+template <typename K, typename V>
+__device__ __forceinline__ Ranked<K> radix_select(const V* values, int64_t length, K prefix, int bits, int64_t less,
                                                   int64_t rank, RadixScratch* scratch) {
+  constexpr int ahead = 4;
   Ranked<K> r{prefix, less, 0};
-  for (int shift = bits - 8; shift >= 0; shift -= 8) {
+#pragma unroll 1
+  for (int shift = bits - digit_bits; shift >= 0; shift -= digit_bits) {
     for (int bin = threadIdx.x; bin < digit_bins; bin += blockDim.x) scratch->histogram[bin] = 0;
     __syncthreads();
-#pragma unroll 1  // unrolled it spills on sm_120, and each step waits for a vote in any case
-    for (int64_t base = 0; base < length; base += blockDim.x) {
-      const int64_t i = base + threadIdx.x;
-      const K key = i < length ? keys(i) : 0;
-      const bool takes_part =
-          i < length && (shift + 8 == 8 * static_cast<int>(sizeof(K)) || ((key ^ r.key) >> (shift + 7) >> 1) == 0);
-      tally(scratch->histogram, static_cast<unsigned>(key >> shift) & (digit_bins - 1), takes_part);
+#pragma unroll 1
+    for (int64_t base = threadIdx.x; base < length; base += ahead * static_cast<int64_t>(blockDim.x)) {
+      K key[ahead];
+      read_keys(key, values, base, static_cast<int>(blockDim.x), length);
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) {
+        if (key[u] != 0 && ((key[u] ^ r.key) >> (shift + digit_bits - 1) >> 1) == 0) {
+          tally(scratch->histogram, static_cast<unsigned>(key[u] >> shift) & (digit_bins - 1));
+        }
+      }
     }
     __syncthreads();
     const Located at = locate(scratch->histogram, digit_bins, rank - r.less, &scratch->locate);
@@ -229,19 +248,25 @@ struct MarkScratch {
 
 // Writes the mask of a row's (or tile's) elements: a warp takes a run of them, counts the ties before its own from
 // those of the warps before, then goes over its run again in order. low_before, high_before: ties ahead of the first
-// element.
-template <typename K, typename Keys>
-__device__ __forceinline__ void mark(const Keys& keys, int64_t length, const Bounds<K>& bounds, int64_t low_before,
+// element. AHEAD: keys that a lane loads before it looks at the first.
+template <int AHEAD, typename K, typename V>
+__device__ __forceinline__ void mark(const V* values, int64_t length, const Bounds<K>& bounds, int64_t low_before,
                                      int64_t high_before, bool* patches, MarkScratch* scratch) {
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
   const int64_t run = (length + blockDim.x - 1) / blockDim.x * 32, begin = warp * run;
   const int64_t end = begin + run < length ? begin + run : length;
-  int64_t low = 0, high = 0;
-  for (int64_t i = begin + lane; i - lane < end; i += 32) {
-    const K key = i < end ? keys(i) : 0;
-    low += __popc(__ballot_sync(full_warp, i < end && key == bounds.low));
-    high += __popc(__ballot_sync(full_warp, i < end && key == bounds.high));
+  K key[AHEAD];
+  int32_t own_low = 0, own_high = 0;
+#pragma unroll 1
+  for (int64_t base = begin; base < end; base += 32 * AHEAD) {
+    read_keys(key, values, base + lane, 32, end);
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u) {
+      own_low += key[u] == bounds.low;
+      own_high += key[u] == bounds.high;
+    }
   }
+  const int64_t low = sum_lanes(int64_t{own_low}), high = sum_lanes(int64_t{own_high});
   if (lane == 0) {
     scratch->low[warp] = low;
     scratch->high[warp] = high;
@@ -252,15 +277,20 @@ __device__ __forceinline__ void mark(const Keys& keys, int64_t length, const Bou
     high_before += scratch->high[w];
   }
   const unsigned below = (1u << lane) - 1;
-  for (int64_t i = begin + lane; i - lane < end; i += 32) {
-    const K key = i < end ? keys(i) : 0;
-    const unsigned at_low = __ballot_sync(full_warp, i < end && key == bounds.low);
-    const unsigned at_high = __ballot_sync(full_warp, i < end && key == bounds.high);
-    if (i < end) {
-      patches[i] = bounds.masked(key, low_before + __popc(at_low & below), high_before + __popc(at_high & below));
+#pragma unroll 1
+  for (int64_t base = begin; base < end; base += 32 * AHEAD) {
+    read_keys(key, values, base + lane, 32, end);
+#pragma unroll
+    for (int u = 0; u < AHEAD; ++u) {
+      const unsigned at_low = __ballot_sync(full_warp, key[u] == bounds.low);
+      const unsigned at_high = __ballot_sync(full_warp, key[u] == bounds.high);
+      if (key[u] != 0) {
+        patches[base + lane + 32 * u] =
+            bounds.masked(key[u], low_before + __popc(at_low & below), high_before + __popc(at_high & below));
+      }
+      low_before += __popc(at_low);
+      high_before += __popc(at_high);
     }
-    low_before += __popc(at_low);
-    high_before += __popc(at_high);
   }
 }
 

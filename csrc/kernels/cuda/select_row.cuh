@@ -11,7 +11,7 @@ namespace entmask::cuda {
 
 constexpr int rank_threads = 256, rank_lanes = 8;  // that share an element
 constexpr int rank_elements = rank_threads / rank_lanes;
-constexpr int64_t row_block_threads = 512;  // at most
+constexpr int row_block_threads = 768;  // at most; more of them would have too few registers
 
 // `slices` blocks take rank_elements each of the same rows.
 template <typename F>
@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(rank_threads, 4)
   const int32_t slice = static_cast<int32_t>(blockIdx.x) - group * slices;
   const int64_t first_row = static_cast<int64_t>(group) * rows_a_block, first = first_row * length;
   const int32_t held = static_cast<int32_t>(rows - first_row < rows_a_block ? rows - first_row : rows_a_block) * length;
+#pragma unroll 2
   for (int32_t i = threadIdx.x; i < held; i += rank_threads) keys[i] = key_of(scores[first + i]);
   __syncthreads();
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % rank_lanes;
@@ -49,45 +50,60 @@ __global__ void __launch_bounds__(rank_threads, 4)
   }
 }
 
-// Blocks a multiprocessor that the registers must leave room for; 0: as the compiler sees fit, which with 64-bit keys
-// would cost spills.
+// The first digit is counted while the keys are read.
 template <typename F>
-constexpr int row_blocks = sizeof(F) == 8 ? 1 : 0;
-
-template <typename F>
-__global__ void __launch_bounds__(row_block_threads, row_blocks<F>)
-    select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                        bool* __restrict__ patches,    // [rows, P]
-                        Rule rule) {
+__global__ void __launch_bounds__(row_block_threads, 1) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
+                                                                            bool* __restrict__ patches,    // [rows, P]
+                                                                            Rule rule) {
   using K = Key<F>;
+  constexpr int ahead = 4, rest = 8 * sizeof(K) - digit_bits;
   DYNAMIC_SHARED(K, keys);  // [P]
   __shared__ RadixScratch radix;
   __shared__ MarkScratch mark_scratch;
+  __shared__ Ranked<K> bound[2];  // here, and not in registers, which are few for so many threads
+  __shared__ Chosen c;
   __shared__ unsigned passing;
+  const int length = static_cast<int>(rule.length), thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rule.length;
   const K limit = rule.limit<F>(blockIdx.x);
-  if (threadIdx.x == 0) passing = 0;
+  if (thread < digit_bins) radix.histogram[thread] = 0;
+  if (thread == 0) passing = 0;
   __syncthreads();
-  for (int64_t base = 0; base < rule.length; base += blockDim.x) {
-    const int64_t i = base + threadIdx.x;
-    const K key = i < rule.length ? key_of(scores[first + i]) : 0;
-    if (i < rule.length) keys[i] = key;
-    tally(&passing, 0, i < rule.length && rule.passes(key, limit));
+  unsigned own_passing = 0;
+  for (int base = thread; base < length; base += ahead * threads) {
+    K key[ahead];
+    read_keys(key, scores + first, base, threads, length);
+#pragma unroll
+    for (int u = 0; u < ahead; ++u) {
+      if (key[u] == 0) break;
+      keys[base + u * threads] = key[u];
+      tally(radix.histogram, static_cast<unsigned>(key[u] >> rest));
+      if (!rule.by_ratio) own_passing += rule.passes(key[u], limit);
+    }
   }
+  if (!rule.by_ratio) atomicAdd(&passing, own_passing);
   __syncthreads();
-  const Chosen c = chosen(rule, blockIdx.x, limit, passing);
+  if (thread == 0) c = chosen(rule, blockIdx.x, limit, passing);
+  __syncthreads();
   if (c.k == 0) {
-    for (int64_t i = threadIdx.x; i < rule.length; i += blockDim.x) patches[first + i] = false;
+    for (int i = thread; i < length; i += threads) patches[first + i] = false;
     return;
   }
-  const auto key_at = [&](int64_t i) { return keys[i]; };
-  constexpr int bits = 8 * sizeof(K);
-  const Ranked<K> low = radix_select<K>(key_at, rule.length, 0, bits, 0, bound_rank(rule, c, 0), &radix);
-  Ranked<K> high{};
-  if (c.hinted > 0 && !rule.lowest) {
-    high = radix_select<K>(key_at, rule.length, 0, bits, 0, bound_rank(rule, c, 1), &radix);
+  const int slots = c.hinted > 0 && !rule.lowest ? 2 : 1;
+  for (int s = 0; s < slots; ++s) {
+    const Located at = locate(radix.histogram, digit_bins, bound_rank(rule, c, s), &radix.locate);
+    if (thread == 0) bound[s] = {static_cast<K>(at.bin) << rest, at.less, at.count};
+    __syncthreads();
   }
-  mark(key_at, rule.length, bounds_of(rule, c, low, high), 0, 0, patches + first, &mark_scratch);
+#pragma unroll 1
+  for (int s = 0; s < slots; ++s) {
+    const Ranked<K> found =
+        radix_select(keys, length, bound[s].key, rest, bound[s].less, bound_rank(rule, c, s), &radix);
+    if (thread == 0) bound[s] = found;
+    __syncthreads();
+  }
+  mark<ahead>(keys, length, bounds_of(rule, c, bound[0], bound[1]), 0, 0, patches + first, &mark_scratch);
 }
 
 }  // namespace entmask::cuda

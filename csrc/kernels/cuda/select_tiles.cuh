@@ -14,7 +14,8 @@
 
 namespace entmask::cuda {
 
-constexpr int tile_threads = 512;
+constexpr int tile_threads = 512, tile_blocks = 2;  // on a multiprocessor, that the registers must leave room for
+constexpr int tile_ahead = 8;                       // keys that a thread loads before it looks at the first
 constexpr int64_t tile_elements = 8192, tiles_limit = 128;
 constexpr int first_bits = 8, next_bits = 12;
 constexpr int first_bins = 1 << first_bits, next_bins = 1 << next_bits;
@@ -91,14 +92,18 @@ __device__ __forceinline__ Tile tile_of(const TileArguments<F>& a) {
   return t;
 }
 
-// Calls visit(key, inside) for the tile's elements, every lane of every warp each time.
+// Calls visit(key) for the tile's elements.
 template <typename F, typename Visit>
 __device__ __forceinline__ void visit_keys(const TileArguments<F>& a, const Tile& t, const Visit& visit) {
   const F* scores = a.scores + t.row * a.rule.length + t.begin;
-#pragma unroll 4
-  for (int64_t base = 0; base < t.length; base += tile_threads) {
-    const int64_t i = base + threadIdx.x;
-    visit(i < t.length ? key_of(scores[i]) : Key<F>{0}, i < t.length);
+#pragma unroll 1
+  for (int64_t base = threadIdx.x; base < t.length; base += tile_threads * tile_ahead) {
+    Key<F> key[tile_ahead];
+    read_keys(key, scores, base, tile_threads, t.length);
+#pragma unroll
+    for (int u = 0; u < tile_ahead; ++u) {
+      if (key[u] != 0) visit(key[u]);
+    }
   }
 }
 
@@ -113,7 +118,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived, int64_t blocks,
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads, 1) select_first_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, tile_blocks) select_first_kernel(TileArguments<F> a) {
   using K = Key<F>;
   __shared__ unsigned histogram[first_bins];
   __shared__ unsigned passing;
@@ -128,96 +133,99 @@ __global__ void __launch_bounds__(tile_threads, 1) select_first_kernel(TileArgum
   if (threadIdx.x == 0) passing = 0;
   __syncthreads();
   const K limit = a.rule.template limit<F>(t.row);
-  visit_keys(a, t, [&](K key, bool inside) {
-    tally(histogram, static_cast<unsigned>(key >> (8 * sizeof(K) - first_bits)), inside);
-    tally(&passing, 0, inside && a.rule.passes(key, limit));
+  unsigned own_passing = 0;
+  visit_keys(a, t, [&](K key) {
+    tally(histogram, static_cast<unsigned>(key >> (8 * sizeof(K) - first_bits)));
+    if (!a.rule.by_ratio) own_passing += a.rule.passes(key, limit);
   });
+  if (!a.rule.by_ratio) atomicAdd(&passing, own_passing);
   __syncthreads();
   const int64_t tile = t.row * a.tiling.tiles + t.index;
   if (threadIdx.x < first_bins) a.first[tile * first_bins + threadIdx.x] = histogram[threadIdx.x];
   if (threadIdx.x == 0) a.passing[tile] = passing;
 }
 
-// Counts the next digit of the tile's keys that share the digits of a bound.
+// Counts the next digit of the tile's keys that share the digits of a bound. Ends with a barrier.
 template <typename F>
-__device__ __forceinline__ void count_digit(const TileArguments<F>& a, const Tile& t, const Key<F> (&prefix)[2],
-                                            int shift, unsigned (*histogram)[next_bins]) {
+__device__ __forceinline__ void count_digit(const TileArguments<F>& a, const Tile& t, const Ranked<Key<F>>* bound,
+                                            int shift, unsigned* histogram) {
   using K = Key<F>;
-  for (int i = threadIdx.x; i < a.tiling.slots * next_bins; i += tile_threads)
-    histogram[i / next_bins][i % next_bins] = 0;
+  const int slots = a.tiling.slots;
+  for (int i = threadIdx.x; i < slots * next_bins; i += tile_threads) histogram[i] = 0;
   __syncthreads();
-  visit_keys(a, t, [&](K key, bool inside) {
+  const K prefix = bound[0].key, second = bound[1].key;
+  visit_keys(a, t, [&](K key) {
     const unsigned digit = static_cast<unsigned>(key >> shift) & (next_bins - 1);
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (s == a.tiling.slots) break;
-      tally(histogram[s], digit, inside && ((key ^ prefix[s]) >> shift >> next_bits) == 0);
-    }
+    if (((key ^ prefix) >> shift >> next_bits) == 0) tally(histogram, digit);
+    if (slots == 2 && ((key ^ second) >> shift >> next_bits) == 0) tally(histogram + next_bins, digit);
   });
   __syncthreads();
 }
 
 template <typename F>
 __device__ __forceinline__ void add_digit(const TileArguments<F>& a, int64_t row, Count* total,
-                                          const unsigned (*histogram)[next_bins]) {
-  for (int i = threadIdx.x; i < a.tiling.slots * next_bins; i += tile_threads) {
-    const unsigned count = histogram[i / next_bins][i % next_bins];
-    if (count != 0) atomicAdd(&total[row * a.tiling.slots * next_bins + i], static_cast<Count>(count));
+                                          const unsigned* histogram) {
+  const int bins = a.tiling.slots * next_bins;
+  for (int i = threadIdx.x; i < bins; i += tile_threads) {
+    if (histogram[i] != 0) atomicAdd(&total[row * bins + i], static_cast<Count>(histogram[i]));
   }
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads, 1) select_second_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, tile_blocks) select_second_kernel(TileArguments<F> a) {
   using K = Key<F>;
-  constexpr int shift = 8 * sizeof(K) - first_bits;
-  __shared__ unsigned histogram[2][next_bins];
-  __shared__ Count first[first_bins], passing;
+  constexpr int shift = 8 * sizeof(K) - first_bits, halves = tile_threads / first_bins;
+  static_assert(halves == 2, "two halves of a block are added up");
+  DYNAMIC_SHARED(unsigned, histogram);  // [slots, next_bins]
+  __shared__ Count first[halves][first_bins];
+  __shared__ int64_t passing;
+  __shared__ Ranked<K> bound[2];
   __shared__ LocateScratch scratch;
   __shared__ bool last;
   const Tile t = tile_of(a);
+  const int slots = a.tiling.slots, tiles = static_cast<int>(a.tiling.tiles), thread = static_cast<int>(threadIdx.x);
 
-  if (threadIdx.x < first_bins) first[threadIdx.x] = 0;
-  if (threadIdx.x == 0) passing = 0;
-  __syncthreads();
+  // Each half of the block takes every other tile.
+  const unsigned* const counts = a.first + t.row * tiles * first_bins + thread % first_bins;
   Count sum = 0;
-  for (int64_t tile = threadIdx.x / first_bins; tile < a.tiling.tiles; tile += tile_threads / first_bins) {
-    sum += a.first[(t.row * a.tiling.tiles + tile) * first_bins + threadIdx.x % first_bins];
-  }
-  atomicAdd(&first[threadIdx.x % first_bins], sum);
-  for (int64_t tile = threadIdx.x; tile < a.tiling.tiles; tile += tile_threads) {
-    atomicAdd(&passing, static_cast<Count>(a.passing[t.row * a.tiling.tiles + tile]));
+#pragma unroll 4
+  for (int tile = thread / first_bins; tile < tiles; tile += halves) sum += counts[tile * first_bins];
+  first[thread / first_bins][thread % first_bins] = sum;
+  if (thread < 2) bound[thread] = {0, 0, 0};
+  if (!a.rule.by_ratio && thread < 32) {
+    int64_t own = 0;
+    for (int tile = thread; tile < tiles; tile += 32) own += a.passing[t.row * tiles + tile];
+    own = sum_lanes(own);
+    if (thread == 0) passing = own;
   }
   __syncthreads();
+  if (thread < first_bins) first[0][thread] += first[1][thread];
+  __syncthreads();
 
-  const Chosen c = chosen(a.rule, t.row, a.rule.template limit<F>(t.row), static_cast<int64_t>(passing));
-  K prefix[2] = {0, 0};
-  int64_t less[2] = {0, 0};
+  const Chosen c = chosen(a.rule, t.row, a.rule.template limit<F>(t.row), a.rule.by_ratio ? 0 : passing);
   if (c.k > 0) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (s == a.tiling.slots) break;
-      const Located at = locate(first, first_bins, bound_rank(a.rule, c, s), &scratch);
-      prefix[s] = static_cast<K>(at.bin) << shift;
-      less[s] = at.less;
+#pragma unroll 1
+    for (int s = 0; s < slots; ++s) {
+      const Located at = locate(first[0], first_bins, bound_rank(a.rule, c, s), &scratch);
+      if (thread == 0) bound[s] = {static_cast<K>(at.bin) << shift, at.less, at.count};
       __syncthreads();
     }
-    count_digit(a, t, prefix, shift - next_bits, histogram);
+    count_digit(a, t, bound, shift - next_bits, histogram);
     add_digit(a, t.row, a.second, histogram);
   }
-  if (!is_last_block(&a.arrived[t.row * 2], a.tiling.tiles, &last)) return;
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (s == a.tiling.slots || c.k == 0) break;
-    const Located at = locate(a.second + (t.row * a.tiling.slots + s) * next_bins, next_bins,
-                              bound_rank(a.rule, c, s) - less[s], &scratch);
-    prefix[s] |= static_cast<K>(at.bin) << (shift - next_bits);
-    less[s] += at.less;
+  if (!is_last_block(&a.arrived[t.row * 2], tiles, &last)) return;
+#pragma unroll 1
+  for (int s = 0; s < slots && c.k > 0; ++s) {
+    const Located at = locate(a.second + (t.row * slots + s) * next_bins, next_bins,
+                              bound_rank(a.rule, c, s) - bound[s].less, &scratch);
+    if (thread == 0) {
+      bound[s].key |= static_cast<K>(at.bin) << (shift - next_bits);
+      bound[s].less += at.less;
+    }
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    a.state[t.row].chosen = c;
-    for (int s = 0; s < 2; ++s) a.state[t.row].bound[s] = {prefix[s], less[s], 0};
-  }
+  if (thread == 0) a.state[t.row].chosen = c;
+  if (thread < 2) a.state[t.row].bound[thread] = bound[thread];
 }
 
 // The equals of a bound that lie ahead of each tile. `count` holds those in the tiles; one warp adds them up.
@@ -237,68 +245,67 @@ __device__ __forceinline__ void add_ahead(int64_t* count, int64_t tiles) {
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads, 1) select_third_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, tile_blocks) select_third_kernel(TileArguments<F> a) {
   using K = Key<F>;
   constexpr int shift = 8 * sizeof(K) - first_bits - 2 * next_bits;  // 0 or 32
-  __shared__ unsigned histogram[2][next_bins];
+  DYNAMIC_SHARED(unsigned, histogram);                               // [slots, next_bins]
+  __shared__ Ranked<K> bound[2];
   __shared__ LocateScratch scratch;
   __shared__ RadixScratch radix;
   __shared__ bool last;
   const Tile t = tile_of(a);
-  const int slots = a.tiling.slots;
-  const RowState<K> state = a.state[t.row];
-  const Chosen c = state.chosen;
+  const int slots = a.tiling.slots, tiles = static_cast<int>(a.tiling.tiles), thread = static_cast<int>(threadIdx.x);
+  const Chosen c = a.state[t.row].chosen;
+  if (thread < 2) bound[thread] = a.state[t.row].bound[thread];
   if (c.k > 0) {
-    const K prefix[2] = {state.bound[0].key, state.bound[1].key};
-    count_digit(a, t, prefix, shift, histogram);
+    __syncthreads();
+    count_digit(a, t, bound, shift, histogram);
     add_digit(a, t.row, a.third, histogram);
     if constexpr (shift == 0) {
-      for (int i = threadIdx.x; i < slots * next_bins; i += tile_threads) {
+      for (int i = thread; i < slots * next_bins; i += tile_threads) {
         const int s = i / next_bins, bin = i % next_bins;
-        a.tile_third[((t.row * slots + s) * a.tiling.tiles + t.index) * next_bins + bin] = histogram[s][bin];
+        a.tile_third[((t.row * slots + s) * tiles + t.index) * next_bins + bin] = histogram[i];
       }
     }
   }
-  if (!is_last_block(&a.arrived[t.row * 2 + 1], a.tiling.tiles, &last)) return;
+  if (!is_last_block(&a.arrived[t.row * 2 + 1], tiles, &last)) return;
 
-  Ranked<K> bound[2] = {state.bound[0], state.bound[1]};
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (s == slots || c.k == 0) break;
+#pragma unroll 1
+  for (int s = 0; s < slots && c.k > 0; ++s) {
     const int64_t rank = bound_rank(a.rule, c, s);
     const Located at = locate(a.third + (t.row * slots + s) * next_bins, next_bins, rank - bound[s].less, &scratch);
-    bound[s] = {bound[s].key | static_cast<K>(at.bin) << shift, bound[s].less + at.less, at.count};
-    int64_t* ahead = a.ahead + (t.row * slots + s) * a.tiling.tiles;
+    Ranked<K> found{bound[s].key | static_cast<K>(at.bin) << shift, bound[s].less + at.less, at.count};
+    int64_t* ahead = a.ahead + (t.row * slots + s) * tiles;
     if constexpr (shift == 0) {
-      for (int64_t tile = threadIdx.x; tile < a.tiling.tiles; tile += tile_threads) {
-        ahead[tile] = a.tile_third[((t.row * slots + s) * a.tiling.tiles + tile) * next_bins + at.bin];
+      for (int tile = thread; tile < tiles; tile += tile_threads) {
+        ahead[tile] = a.tile_third[((t.row * slots + s) * tiles + tile) * next_bins + at.bin];
       }
     } else {
       const F* scores = a.scores + t.row * a.rule.length;
-      const auto key_at = [&](int64_t i) { return key_of(scores[i]); };
-      bound[s] = radix_select<K>(key_at, a.rule.length, bound[s].key, shift, bound[s].less, rank, &radix);
-      for (int64_t tile = threadIdx.x / 32; tile < a.tiling.tiles; tile += tile_threads / 32) {
+      found = radix_select(scores, a.rule.length, found.key, shift, found.less, rank, &radix);
+      for (int tile = thread / 32; tile < tiles; tile += tile_threads / 32) {
         const int64_t begin = tile * a.tiling.tile, end = begin + a.tiling.tile;
         int64_t equal = 0;
-        for (int64_t i = begin + (threadIdx.x & 31); i < end && i < a.rule.length; i += 32) {
-          equal += key_at(i) == bound[s].key;
+        for (int64_t i = begin + (thread & 31); i < end && i < a.rule.length; i += 32) {
+          equal += key_of(scores[i]) == found.key;
         }
         equal = sum_lanes(equal);
-        if ((threadIdx.x & 31) == 0) ahead[tile] = equal;
+        if ((thread & 31) == 0) ahead[tile] = equal;
       }
     }
     __syncthreads();
-    if (threadIdx.x < 32) add_ahead(ahead, a.tiling.tiles);
+    if (thread == 0) bound[s] = found;
+    if (thread < 32) add_ahead(ahead, tiles);
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
+  if (thread == 0) {
     constexpr K top = static_cast<K>(~K{0});
     a.state[t.row].bounds = c.k > 0 ? bounds_of(a.rule, c, bound[0], bound[1]) : Bounds<K>{top, top, 0, 0, 0};
   }
 }
 
 template <typename F>
-__global__ void __launch_bounds__(tile_threads, 1) select_mark_kernel(TileArguments<F> a) {
+__global__ void __launch_bounds__(tile_threads, tile_blocks) select_mark_kernel(TileArguments<F> a) {
   __shared__ MarkScratch scratch;
   const Tile t = tile_of(a);
   const Bounds<Key<F>> bounds = a.state[t.row].bounds;
@@ -310,7 +317,7 @@ __global__ void __launch_bounds__(tile_threads, 1) select_mark_kernel(TileArgume
   }
   const int64_t first = t.row * a.rule.length + t.begin;
   const F* scores = a.scores + first;
-  mark([&](int64_t i) { return key_of(scores[i]); }, t.length, bounds, low, high, a.patches + first, &scratch);
+  mark<tile_ahead>(scores, t.length, bounds, low, high, a.patches + first, &scratch);
 }
 
 }  // namespace entmask::cuda

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "soft_loss.cuh"
+#include "sums.cuh"
 
 namespace entmask::cuda {
 
@@ -120,12 +121,10 @@ struct SoftFinishArguments {
 };
 
 template <typename F>
-__global__ void __launch_bounds__(32 * soft_sums) soft_loss_finish_kernel(SoftFinishArguments a) {
+__global__ void __launch_bounds__(32 * soft_sums, 1) soft_loss_finish_kernel(SoftFinishArguments a) {
   __shared__ double sums[soft_sums];
   const int lane = static_cast<int>(threadIdx.x & 31), value = static_cast<int>(threadIdx.x / 32);
-  double sum = 0;
-  for (int64_t block = lane; block < a.blocks; block += 32) sum += a.partials[value * a.blocks + block];
-  sum = sum_lanes(sum);
+  const double sum = sum_row(a.partials + value * a.blocks, a.blocks);
   if (lane == 0) a.sums[value] = sums[value] = sum;
   __syncthreads();
   if (threadIdx.x == 0) *static_cast<F*>(a.mean) = sums[1] > 0 ? static_cast<F>(sums[0] / sums[1]) : 0;

@@ -152,6 +152,27 @@ MUTANTS = [
         ENTROPY,
     ),
     Mutant(
+        "pool: one patch too many is split",
+        "entropy_pool.cuh",
+        "patches > 0 && patches < few",
+        "patches > 0 && patches <= few",
+        f"{BOUNDARIES}::test_patches_that_are_split",
+    ),
+    Mutant(
+        "pool: the counts of single pixels are a map",
+        "entropy_pool.cu",
+        " && !p.count && ",
+        " && ",
+        ENTROPY,
+    ),
+    Mutant(
+        "pool: the labels of single pixels are not written",
+        "entropy_pool.cu",
+        " && p.label_dtype == LabelDtype::none;",
+        ";",
+        ENTROPY,
+    ),
+    Mutant(
         "pool: the parts of a split patch beyond 32 are lost",
         "entropy_pool.cuh",
         "part < f.parts; part += 32) sum",

@@ -1,6 +1,6 @@
-"""Mutants of loss.cuh, loss_forward.cuh, loss_backward.cuh."""
+"""Mutants of loss.cuh, loss_forward.cuh, loss_backward.cuh, sums.cuh."""
 
-from .mutant import LOSS, RACES, Mutant
+from .mutant import BOUNDARIES, LOSS, RACES, SOFT, Mutant
 
 MUTANTS = [
     Mutant(
@@ -83,16 +83,39 @@ MUTANTS = [
     ),
     Mutant(
         "loss: the blocks beyond 32 are lost",
-        "loss_forward.cuh",
-        "for (int64_t block = lane; block < a.blocks; block += 32)",
-        "for (int64_t block = lane; block < a.blocks && block < 32; block += 32)",
+        "sums.cuh",
+        "constexpr int ahead = 20, chains = 4;",
+        "constexpr int ahead = 1, chains = 4;\n  n = n < 32 ? n : 32;",
+        f"{LOSS} {SOFT} {BOUNDARIES}::test_blocks_of_the_loss",
+    ),
+    Mutant(
+        "loss: the blocks beyond 640 are lost",
+        "sums.cuh",
+        "base < n; base += 32 * ahead",
+        "base < 32 * ahead; base += 32 * ahead",
+        f"{BOUNDARIES}::test_blocks_of_the_loss",
+    ),
+    Mutant(
+        "loss: a value beyond the last block is added",
+        "sums.cuh",
+        "32 * u < left ? v[base + 32 * u] : 0;",
+        "v[base + 32 * u];",
         LOSS,
+        build="asan",
+    ),
+    Mutant(
+        "loss: one sum more than shared memory holds",
+        "loss_forward.cuh",
+        "values <= finish_held ? held",
+        "values <= finish_held + 3 ? held",
+        f"{BOUNDARIES}::test_sums_that_shared_memory_holds",
+        build="asan",
     ),
     Mutant(
         "loss: the outputs are written before the sums are",
         "loss_forward.cuh",
-        "    if (lane == 0) a.sums[value] = sum;\n  }\n  __syncthreads();\n",
-        "    if (lane == 0) a.sums[value] = sum;\n  }\n",
+        "    if (lane == 0) a.sums[value] = sums[value] = sum;\n  }\n  __syncthreads();\n",
+        "    if (lane == 0) a.sums[value] = sums[value] = sum;\n  }\n",
         LOSS,
     ),
     Mutant(
@@ -211,15 +234,15 @@ MUTANTS = [
     Mutant(
         "loss by region: the regions' weights are swapped",
         "loss_forward.cuh",
-        "dice = a.mask_weight * dice + a.visible_weight *",
-        "dice = a.visible_weight * dice + a.mask_weight *",
+        "dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight,",
+        "dice = weighted(a.visible_weight, dice) + weighted(a.mask_weight,",
         LOSS,
     ),
     Mutant(
         "loss: the visible pixels weigh 1",
         "loss_forward.cuh",
-        "a.mask_weight * masked + a.visible_weight * visible",
-        "a.mask_weight * masked + visible",
+        "weighted(a.mask_weight, masked) + weighted(a.visible_weight, visible)",
+        "weighted(a.mask_weight, masked) + visible",
         LOSS,
     ),
     Mutant(

@@ -103,13 +103,6 @@ MUTANTS = [
         SOFT,
     ),
     Mutant(
-        "soft loss: the blocks beyond 32 are lost",
-        "soft_loss_forward.cuh",
-        "for (int64_t block = lane; block < a.blocks; block += 32)",
-        "for (int64_t block = lane; block < a.blocks && block < 32; block += 32)",
-        SOFT,
-    ),
-    Mutant(
         "soft loss: the mean is written before the sums are there",
         "soft_loss_forward.cuh",
         "= sums[value] = sum;\n  __syncthreads();\n",
