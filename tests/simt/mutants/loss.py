@@ -211,15 +211,15 @@ MUTANTS = [
     Mutant(
         "loss by region: the regions' weights are swapped",
         "loss_forward.cuh",
-        "dice = a.mask_weight * dice + a.visible_weight *",
-        "dice = a.visible_weight * dice + a.mask_weight *",
+        "dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight, soft_dice(",
+        "dice = weighted(a.visible_weight, dice) + weighted(a.mask_weight, soft_dice(",
         LOSS,
     ),
     Mutant(
         "loss: the visible pixels weigh 1",
         "loss_forward.cuh",
-        "a.mask_weight * masked + a.visible_weight * visible",
-        "a.mask_weight * masked + visible",
+        "weighted(a.mask_weight, masked) + weighted(a.visible_weight, visible)",
+        "weighted(a.mask_weight, masked) + visible",
         LOSS,
     ),
     Mutant(
