@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "grid: a block of a looping kernel where there are no pixels",
         "load.cuh",
-        "*blocks = needed < most ? needed : most;",
-        "*blocks = needed < 1 ? 1 : needed < most ? needed : most;",
+        "*blocks = needed < at_once ? needed : at_once;",
+        "*blocks = needed < 1 ? 1 : needed < at_once ? needed : at_once;",
         LOSS,
     ),
     Mutant(

@@ -203,7 +203,7 @@ MUTANTS = [
     Mutant(
         "pool: pairs where the last patch has an odd number of vectors a row",
         "entropy_pool.cuh",
-        "a.columns[0].divisor % 2 == 0 &&\n                    a.columns[1].divisor % 2 == 0;",
+        "a.columns[0].divisor % 2 == 0 &&\n                     a.columns[1].divisor % 2 == 0;",
         "a.columns[0].divisor % 2 == 0;",
         f"{ENTROPY} {BOUNDARIES}::test_vectors_of_a_patch_row",
     ),
