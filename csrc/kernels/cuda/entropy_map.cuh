@@ -144,7 +144,7 @@ __device__ __forceinline__ void map_gradients(const MapBackwardArguments& a) {
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];
-        const Gradient gradient(exponentials(x, d, p, a.classes), a.margin, grad[p]);
+        const Gradient gradient(exponentials<S>(x, d, p, a.classes), a.margin, grad[p]);
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) x[k][p] = gradient(k, x[k][p], d[k]);
       }

@@ -117,8 +117,7 @@ __device__ __forceinline__ SoftmaxOfMany<typename S::F, S::pixels> softmax_of_ma
   for (int64_t first = 0; first < classes; first += S::chunk) {
     F x[S::chunk][S::pixels];
     load_operand<S, MIXED>(x, from, offset + first * from.stride.c, classes - first);
-#pragma unroll
-    for (int i = 0; i < S::pixels; ++i) stream[i].add(x, i, static_cast<int32_t>(first));
+    add_classes(stream, x, static_cast<int32_t>(first));
   }
   SoftmaxOfMany<F, S::pixels> out;
 #pragma unroll
