@@ -10,13 +10,12 @@
 namespace entmask::cuda {
 
 constexpr int backward_threads = 128;
-// Blocks a multiprocessor that the registers must leave room for, and the most that are launched.
+constexpr int64_t backward_blocks_a_multiprocessor = 6;
+// That the registers must leave room for.
 template <typename S>
-constexpr int backward_blocks_at_once = S::layout != Layout::planes || !S::exact ? 3
-                                        : S::pixels > 4                          ? 4
-                                                                                 : 6;
-template <typename S>
-constexpr int64_t backward_blocks_a_multiprocessor = backward_blocks_at_once<S> > 4 ? backward_blocks_at_once<S> : 4;
+constexpr int backward_blocks_at_once = S::pixels > 4                             ? (S::classes == 0 ? 2 : 3)
+                                        : S::layout == Layout::planes && S::exact ? 6
+                                                                                  : 3;
 constexpr int64_t cached_classes = 1024;  // whose coefficients are in shared memory; others are computed where needed
 
 struct LossBackwardArguments {
@@ -189,7 +188,7 @@ cudaError_t launch_loss_backward(const LossBackwardParams& p, cudaStream_t strea
     int64_t blocks;
     const cudaError_t error =
         looping_grid(loss_backward_kernel<S>, a.loss.index.total, backward_threads,
-                     resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor<S>), &blocks);
+                     resident_blocks<S>(loss.classes, backward_threads, backward_blocks_a_multiprocessor), &blocks);
     if (error != cudaSuccess) return error;
     return launch(loss_backward_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(backward_threads), 0, stream, a);
   });

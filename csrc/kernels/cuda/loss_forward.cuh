@@ -14,13 +14,12 @@
 namespace entmask::cuda {
 
 constexpr int loss_threads = 128, loss_warps = loss_threads / 32;
-// Blocks a multiprocessor that the registers must leave room for, and the most that are launched.
+constexpr int loss_blocks_a_multiprocessor = 6;
+// That the registers must leave room for.
 template <typename S>
 constexpr int loss_blocks_at_once = S::classes == 0 || S::classes > 4 ? 3
                                     : S::pixels > 4                   ? 5
                                                                       : 6;
-template <typename S>
-constexpr int loss_blocks_a_multiprocessor = loss_blocks_at_once<S> > 4 ? loss_blocks_at_once<S> : 4;
 
 struct LossForwardArguments {
   LossArguments loss;
@@ -291,7 +290,7 @@ auto loss_kernel(const LossParams& p) {
 template <typename S>
 cudaError_t loss_blocks(const LossParams& p, int64_t* blocks) {
   return looping_grid(loss_kernel<S>(p), PixelIndex(p.batch, p.grid.size, S::pixels).total, loss_threads,
-                      resident_blocks<S>(p.classes, loss_threads, loss_blocks_a_multiprocessor<S>), blocks);
+                      resident_blocks<S>(p.classes, loss_threads, loss_blocks_a_multiprocessor), blocks);
 }
 
 template <typename T>

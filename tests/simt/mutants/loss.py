@@ -1,6 +1,6 @@
 """Mutants of loss.cuh, loss_forward.cuh, loss_backward.cuh."""
 
-from .mutant import LOSS, RACES, Mutant
+from .mutant import BOUNDARIES, LOSS, RACES, Mutant
 
 MUTANTS = [
     Mutant(
@@ -13,9 +13,16 @@ MUTANTS = [
     Mutant(
         "loss: pairs where a row has an odd number of vectors",
         "loss.cuh",
-        "p.grid.size[2] % (2 * S::pixels) == 0;",
-        "p.grid.size[2] % S::pixels == 0;",
-        LOSS,
+        "p.grid.size[2] % (2 * S::pixels) == 0 &&",
+        "p.grid.size[2] % S::pixels == 0 &&",
+        f"{BOUNDARIES}::test_pairs_of_lanes",
+    ),
+    Mutant(
+        "loss: pairs where the batch ends within a warp",
+        "loss.cuh",
+        " && index.total % 32 == 0;",
+        ";",
+        f"{LOSS} {BOUNDARIES}::test_pairs_of_lanes",
     ),
     Mutant(
         "loss: a label below 0 is taken",
@@ -211,15 +218,15 @@ MUTANTS = [
     Mutant(
         "loss by region: the regions' weights are swapped",
         "loss_forward.cuh",
-        "dice = a.mask_weight * dice + a.visible_weight *",
-        "dice = a.visible_weight * dice + a.mask_weight *",
+        "dice = weighted(a.mask_weight, dice) + weighted(a.visible_weight, soft",
+        "dice = weighted(a.visible_weight, dice) + weighted(a.mask_weight, soft",
         LOSS,
     ),
     Mutant(
         "loss: the visible pixels weigh 1",
         "loss_forward.cuh",
-        "a.mask_weight * masked + a.visible_weight * visible",
-        "a.mask_weight * masked + visible",
+        "weighted(a.mask_weight, masked) + weighted(a.visible_weight, visible)",
+        "weighted(a.mask_weight, masked) + visible",
         LOSS,
     ),
     Mutant(
