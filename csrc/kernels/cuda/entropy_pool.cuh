@@ -101,7 +101,7 @@ __device__ __forceinline__ double pixels_in(const PatchBox& box) {
 // Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
 constexpr int pool_blocks = S::classes == 0 || S::classes > 4 ? 3
-                            : S::pixels > 4                   ? (S::exact ? 5 : 4)
+                            : S::pixels > 4                   ? 4
                                                               : 6;
 
 template <typename S, bool ENTROPY>

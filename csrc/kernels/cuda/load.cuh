@@ -199,21 +199,25 @@ __device__ __forceinline__ void load_classes(typename S::F (&x)[S::chunk][S::pix
     for (int k = 0; k < S::chunk; ++k) x[k][0] = widen(row[k]);
   } else {
     const auto read = [&](auto there) {
-      const T* of_class = p;
-#pragma unroll
-      for (int k = 0; k < S::chunk; ++k, of_class += class_stride) {
-        if (there(k)) load(raw[k], of_class);
-      }
 #pragma unroll
       for (int k = 0; k < S::chunk; ++k) {
+        if (there(k)) {
+          load(raw[k], p + k * class_stride);
+        } else {
 #pragma unroll
-        for (int i = 0; i < S::pixels; ++i) x[k][i] = there(k) ? widen(raw[k][i]) : -INFINITY;
+          for (int i = 0; i < S::pixels; ++i) raw[k][i] = narrow<T>(-INFINITY);
+        }
       }
     };
     if (S::classes == 0 && count >= S::chunk) {
       read([](int) { return true; });
     } else {
       read([&](int k) { return S::has(k, count); });
+    }
+#pragma unroll
+    for (int k = 0; k < S::chunk; ++k) {
+#pragma unroll
+      for (int i = 0; i < S::pixels; ++i) x[k][i] = widen(raw[k][i]);
     }
   }
 }
@@ -229,11 +233,11 @@ __device__ __forceinline__ void store_classes(typename S::T* p, const typename S
     store(p, row);
   } else {
 #pragma unroll
-    for (int k = 0; k < S::chunk; ++k, p += class_stride) {
+    for (int k = 0; k < S::chunk; ++k) {
       typename S::T raw[S::pixels];
 #pragma unroll
       for (int i = 0; i < S::pixels; ++i) raw[i] = narrow<typename S::T>(x[k][i]);
-      if (S::has(k, count)) store(p, raw);
+      if (S::has(k, count)) store(p + k * class_stride, raw);
     }
   }
 }

@@ -9,9 +9,6 @@ namespace entmask::cuda {
 
 constexpr int soft_threads = 128;
 constexpr int64_t soft_blocks_a_multiprocessor = 4;
-// Fewer blocks where two tensors' classes need more registers.
-template <typename S>
-constexpr int soft_blocks_at_once = S::pixels > 4 || sizeof(typename S::F) == 8 ? 2 : 3;
 
 // A tensor [N, K, D, H, W]. Its dtype is looked at only where the two differ.
 struct SoftOperand {

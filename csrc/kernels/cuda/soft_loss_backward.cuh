@@ -18,7 +18,7 @@ struct SoftBackwardArguments {
 };
 
 template <typename S, bool MIXED>
-__global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
+__global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_backward_kernel(SoftBackwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;

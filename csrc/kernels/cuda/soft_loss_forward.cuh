@@ -21,7 +21,7 @@ struct SoftForwardArguments {
 };
 
 template <typename S, bool MIXED>
-__global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
+__global__ void __launch_bounds__(soft_threads, sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_forward_kernel(SoftForwardArguments args) {
   using F = typename S::F;
   const SoftLossArguments& a = args.loss;

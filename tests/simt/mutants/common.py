@@ -62,16 +62,16 @@ MUTANTS = [
     Mutant(
         "load: a chunk's missing classes are read",
         "load.cuh",
-        "if (there(k)) load(raw[k], of_class);",
-        "load(raw[k], of_class);",
+        "        if (there(k)) {\n",
+        "        if (true) {\n",
         ENTROPY,
         build="asan",
     ),
     Mutant(
         "store: a chunk's missing classes are written",
         "load.cuh",
-        "if (S::has(k, count)) store(p, raw);",
-        "store(p, raw);",
+        "if (S::has(k, count)) store(p + k * class_stride, raw);",
+        "store(p + k * class_stride, raw);",
         ENTROPY,
     ),
     Mutant(
