@@ -174,14 +174,16 @@ __device__ __forceinline__ void map_gradients(const MapBackwardArguments& a) {
 
 // Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
-constexpr int map_backward_blocks = S::layout == Layout::planes && S::classes > 0 && sizeof(typename S::T) == 2 ? 5 : 3;
+constexpr int entropy_backward_blocks = S::layout == Layout::planes && S::classes > 0 && sizeof(typename S::T) == 2 ? 5
+                                                                                                                    : 3;
 
 template <typename S>
-__global__ void __launch_bounds__(map_threads, map_backward_blocks<S>) entropy_backward_kernel(MapBackwardArguments a) {
+__global__ void __launch_bounds__(map_threads, entropy_backward_blocks<S>)
+    entropy_backward_kernel(MapBackwardArguments a) {
   map_gradients<S, EntropyGradient<typename S::F>>(a);
 }
 template <typename S>
-__global__ void __launch_bounds__(map_threads, map_backward_blocks<S>) top_two_backward_kernel(MapBackwardArguments a) {
+__global__ void __launch_bounds__(map_threads, 3) top_two_backward_kernel(MapBackwardArguments a) {
   map_gradients<S, TopTwoGradient<typename S::F>>(a);
 }
 
