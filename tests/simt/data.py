@@ -24,7 +24,7 @@ def logits(shape: tuple[int, ...], seed: int = 0, *, scale: float = 3.0, odd: bo
 
     pixels[some(0.06)] = 0.5  # every class ties
     for i in some(0.06):  # two classes tie for the lead
-        pixels[i, g.choice(k, 2, replace=False)] = 7.25
+        pixels[i, g.choice(k, min(k, 2), replace=False)] = 7.25
     for i in some(0.06):  # sure, down to 1e-26
         pixels[i] = 0.0
         pixels[i, g.integers(k)] = g.uniform(10, 60)

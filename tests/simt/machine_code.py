@@ -37,6 +37,8 @@ class Row:
     loads: dict[int, int]
     """Global loads in the whole kernel: how many instructions of 16, 8, 4, 2, 1 bytes."""
     stores: dict[int, int]
+    match: int
+    """How often the lanes are looked for that share a mask which the compiler does not know."""
     pixels: int
     """That a thread computes in one pass of a hot loop; elements where a kernel moves elements."""
     instructions: tuple[int, ...]
@@ -85,6 +87,7 @@ def row_of(name: str, kernel: resources.Kernel, code: sass.Code) -> Row:
         kernel.spills,
         dict(code.widths("LDG")),
         dict(code.widths("STG")),
+        sum(i.name == "MATCH" for i in code.instructions),
         pixels_of(name),
         tuple(len(loop.body) for loop in code.hot),
         tuple(map(len, ways)),
@@ -118,7 +121,7 @@ def load() -> dict[str, Row]:
         for name, cell in line.items():
             if name in ("loads", "stores"):
                 values[name] = {int(w): int(n) for w, n in (word.split("x") for word in cell.split())}
-            elif name in ("threads", "registers", "blocks", "local", "pixels"):
+            elif name in ("threads", "registers", "blocks", "local", "match", "pixels"):
                 values[name] = int(cell)
             else:
                 values[name] = tuple(map(int, cell.split()))

@@ -99,11 +99,24 @@ class Loop:
 
     def shortest(self) -> list[Instruction]:
         """The way from head to end with the fewest instructions, of those that take in every special function (exp,
-        1 / x) that is not on the other side of a branch: a pass that computes takes no fewer."""
+        1 / x) that is not on the other side of a branch: a pass that computes takes no fewer.
+
+        A branch may leave out those that it jumps over, where they are less than half of the loop's.
+        """
         way = [0]
-        for stop in [*(n for n, i in enumerate(self.body) if i.name == "MUFU"), len(self.body) - 1]:
+        for stop in [*self._needed(), len(self.body) - 1]:
             way += self._way(way[-1], stop)
         return [self.body[n] for n in way]
+
+    def _needed(self) -> list[int]:
+        """Places of the special functions that a pass takes in."""
+        special = [n for n, i in enumerate(self.body) if i.name == "MUFU"]
+        left_out: set[int] = set()
+        for i in self.body:
+            if i.guard and i.target is not None:
+                over = {n for n in special if i.address < self.body[n].address < i.target}
+                left_out |= over if 2 * len(over) < len(special) else set()
+        return [n for n in special if n not in left_out]
 
     def _way(self, start: int, end: int) -> list[int]:
         """Places on the shortest way, without the first; empty where there is none."""

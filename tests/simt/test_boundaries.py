@@ -72,6 +72,28 @@ def test_vectors_of_a_patch_row(vectors: int, mode: str) -> None:
             check_pool((1, 3, 5, 2 * width + last), (4, width), dtype, mode=mode)
 
 
+# In float32 a vector is 4 pixels, and a group 16 lanes but for the split patch.
+PAIRS = [
+    ((2, 2, 16, 32), (16, 16)),  # every warp is whole
+    ((4, 2, 16, 24), (16, 12)),  # 3 vectors a row
+    ((2, 2, 16, 52), (16, 16)),  # one vector a row in the patch that the edge cuts
+    ((1, 2, 15, 192), (15, 192)),  # parts of 8 rows and 7
+    ((1, 2, 4, 144), (2, 72)),  # 36 vectors a group
+    ((1, 2, 16, 48), (16, 16)),  # 3 groups
+]
+
+
+@each_mode
+@pytest.mark.parametrize(("shape", "patch"), PAIRS, ids=name)
+def test_pairs_of_lanes(shape: tuple[int, ...], patch: tuple[int, ...], mode: str) -> None:
+    """int64 labels of two lanes are written, and read, together where no warp is cut."""
+    check_pool(shape, patch, mode=mode)
+    x, labels, loss = losses.case(shape, patch, "float32")
+    losses.check(x, labels, loss, mode, **ONCE)
+    found, _, _ = launchers.pseudo_labels(x, labels="int64", mode=mode, **ONCE)
+    np.testing.assert_array_equal(found, reference.labels(x.values))
+
+
 # Of one to five patches, more than 2,048 pixels are split into parts, of whole rows.
 SPLITS = [
     *((1, (2, width)) for width in (1023, 1024, 1025, 1027)),
@@ -109,8 +131,34 @@ def test_patches_that_are_split() -> None:
 # ---- Classes
 
 
+@each_mode
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5])
+def test_few_classes(classes: int, dtype: str, mode: str) -> None:
+    """Two, three and four classes in planes have kernels of their own, which give what those for up to eight do."""
+    of_pixel = []
+    for layout, width in (("contiguous", 16), ("padded", 24), ("strided", 16), ("channels_last", 16)):
+        options: dict[str, Any] = {"mode": mode, **ONCE}
+        x, labels, loss = losses.case((2, classes, 5, width), (4, 8), dtype, layout=layout, seed=classes)
+        loss["dice_each"] = layout == "padded"
+        losses.check(x, labels, loss, **options)
+        found, _, _ = launchers.pseudo_labels(x, labels="int64", **options)
+        np.testing.assert_array_equal(found, reference.labels(x.values))
+        entropy, _ = launchers.entropy_map(x, normalize=False, **options)
+        np.testing.assert_allclose(entropy, reference.entropy(x.values, normalize=False), rtol=0, atol=1e-6)
+        of_pixel += [entropy] if width == 16 else []
+        actual, _ = launchers.entropy_backward(x, entropy, normalize=False, **options)
+        expected = reference.entropy_backward(x.values, entropy.astype(np.float64), normalize=False)
+        entropies.assert_gradient(actual, expected, dtype)
+        if classes > 1:
+            scores, _, _ = launchers.entropy_pool(x, (4, 8), labels="int64", **options)
+            entropies.assert_scores(scores, reference.patch_scores(x.values, (4, 8)), dtype)
+    for other in of_pixel[1:]:
+        np.testing.assert_array_equal(other, of_pixel[0])
+
+
 # Registers up to 4 and 8, then chunks of 4 or 8; a warp's lanes; 16 bytes a class and thread in the cache up to 128.
-CLASSES = [3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 24, 31, 32, 33, 127, 128, 129]
+CLASSES = [2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 24, 31, 32, 33, 127, 128, 129]
 # One element a class and thread up to 512 (and 256 of float64); coefficients of the loss in shared memory up to 1,024.
 MANY_CLASSES = [255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048]
 CLASS_LAYOUTS = [
@@ -155,10 +203,10 @@ def test_classes(classes: int, layout: str, dtype: str, mode: str) -> None:
 # ---- Pixels
 
 
-# A block of 128 threads; four blocks a multiprocessor; two, or eight, steps of these before the sums are flushed.
+# A block of 128 threads; six blocks a multiprocessor; two, or eight, steps of these before the sums are flushed.
 PIXELS = {
-    "strided": [1, *around(128), *around(512), 1537, *around(4096), 12289],
-    "contiguous": [4, 508, 512, 516, 2044, 2048, 2052, 4092, 4096, 4100, 6148, 12292],
+    "strided": [1, *around(128), *around(768), 1537, *around(6144), 18433],
+    "contiguous": [4, 508, 512, 516, 3068, 3072, 3076, 6140, 6144, 6148, 9220, 18436],
 }
 
 
@@ -179,7 +227,7 @@ def test_pixels(layout: str, mode: str) -> None:
         entropies.assert_gradient(actual, reference.entropy_backward(x.values, entropy.astype(np.float64)), "float32")
 
 
-@pytest.mark.parametrize("blocks", [32, 33, *(pytest.param(b, marks=LONG) for b in (31, 64, 65, 97, *around(640)))])
+@pytest.mark.parametrize("blocks", [32, 33, *(pytest.param(b, marks=LONG) for b in (31, 64, 65, 97, *around(960)))])
 def test_blocks_of_the_loss(blocks: int) -> None:
     """A warp adds up the blocks, a lane each in turn, 20 of them at a time."""
     x, labels, loss = losses.case((1, 2, 1, 128 * blocks), (1, 100), "float32", layout="strided")

@@ -59,6 +59,7 @@ FLOORS: dict[str, Callable[[Row], int]] = {
 CEILINGS: dict[str, Callable[[Row], int]] = {
     "accesses of local memory": lambda row: row.local,
     "stores of less than 16 bytes": lambda row: narrower(row.stores),
+    "searches for the lanes of a mask": lambda row: row.match,
     "instructions of the hot loops": lambda row: sum(row.instructions),
     "waits for global loads": lambda row: sum(row.waits),
 }
@@ -190,6 +191,19 @@ def test_reading_a_loop() -> None:
     assert [i.unit for i in loop.body] == [
         "control", "memory", "memory", "special", "integer", "control", "memory", "memory", "control",
     ]  # fmt: skip
+
+
+def test_what_a_branch_jumps_over_may_be_left_out() -> None:
+    """Where it is less than half of the loop's special functions, the pass without it is the shortest."""
+    lines = [*LOOP]
+    lines[7:7] = [f"        /*004{n}*/                   MUFU.EX2 R4, R4 ;" for n in (4, 8)]
+    (code,) = sass.parse(lines)
+    addresses = [0x10, 0x20, 0x30, 0x40, 0x44, 0x48, 0x50, 0x60, 0x80, 0x90]
+    assert [i.address for i in code.hot[0].shortest()] == addresses  # all three are jumped over
+    lines[7:7] = ["        /*0042*/              @!P0 BRA 0x0048 ;"]
+    (code,) = sass.parse(lines)
+    addresses[4:5] = [0x42]
+    assert [i.address for i in code.hot[0].shortest()] == addresses
 
 
 def test_loads_one_after_the_other_are_two_waits() -> None:

@@ -24,12 +24,16 @@ READERS = (
     "loss_backward_kernel",
 )
 SHAPES = {
+    "float, planes, 2": 2,
+    "float, planes, 3": 3,
     "float, planes, 4": 4,
     "float, planes, 8": 8,
     "float, pixels, 4": 1,
     "float, pixels, 8": 2,
     "__half, planes, 4": 4,
     "__half, pixels, 8": 1,
+    "__nv_bfloat16, planes, 2": 2,
+    "__nv_bfloat16, planes, 3": 3,
     "__nv_bfloat16, planes, 4": 4,
     "__nv_bfloat16, pixels, 8": 1,
 }

@@ -144,7 +144,7 @@ __device__ __forceinline__ void map_gradients(const MapBackwardArguments& a) {
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];
-        const Gradient gradient(exponentials(x, d, p, a.classes), a.margin, grad[p]);
+        const Gradient gradient(exponentials<S>(x, d, p, a.classes), a.margin, grad[p]);
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) x[k][p] = gradient(k, x[k][p], d[k]);
       }
@@ -172,8 +172,14 @@ __device__ __forceinline__ void map_gradients(const MapBackwardArguments& a) {
   }
 }
 
+// Blocks a multiprocessor that the registers must leave room for.
 template <typename S>
-__global__ void __launch_bounds__(map_threads, 3) entropy_backward_kernel(MapBackwardArguments a) {
+constexpr int entropy_backward_blocks = S::layout == Layout::planes && S::classes > 0 && sizeof(typename S::T) == 2 ? 5
+                                                                                                                    : 3;
+
+template <typename S>
+__global__ void __launch_bounds__(map_threads, entropy_backward_blocks<S>)
+    entropy_backward_kernel(MapBackwardArguments a) {
   map_gradients<S, EntropyGradient<typename S::F>>(a);
 }
 template <typename S>

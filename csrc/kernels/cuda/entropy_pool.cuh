@@ -190,6 +190,16 @@ __global__ void __launch_bounds__(pool_threads) entropy_pool_finish_kernel(PoolF
   if ((threadIdx.x & 31) == 0) static_cast<F*>(f.scores)[patch] = static_cast<F>(sum / pixels_in(patch_box(f, patch)));
 }
 
+// Whether all lanes of a warp take as many vectors: no patch is cut by the edge, no part of one is smaller than others,
+// no group's last vectors are for some of its lanes, no warp has groups beyond the last part.
+inline bool whole_warps(const PoolFinish& f, const PoolSplit& split, int64_t columns, int64_t units, int64_t group) {
+  for (int axis = 0; axis < 3; ++axis) {
+    if (f.size[axis] % f.patch[axis] != 0) return false;
+  }
+  return int64_t{f.patch[0]} * f.patch[1] == split.parts * split.rows && split.rows * columns % group == 0 &&
+         units * group % 32 == 0;
+}
+
 template <typename T>
 cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& split, double* partials,
                                 cudaStream_t stream) {
@@ -223,7 +233,7 @@ cudaError_t launch_entropy_pool(const EntropyPoolParams& p, const PoolSplit& spl
     const int64_t lanes = split.rows * a.columns[0].divisor * S::pixels / 16;
     while (a.log_group < 7 && (int64_t{1} << a.log_group) < lanes) ++a.log_group;
     a.labels.pairs = p.label_dtype == LabelDtype::int64 && a.log_group > 0 && a.columns[0].divisor % 2 == 0 &&
-                     a.columns[1].divisor % 2 == 0;
+                     whole_warps(a.finish, split, a.columns[0].divisor, a.units, int64_t{1} << a.log_group);
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.units << a.log_group, pool_threads)));
     return launch(entropy ? entropy_pool_kernel<S> : top_two_pool_kernel<S>, blocks, dim3(pool_threads), 0, stream, a);
   });

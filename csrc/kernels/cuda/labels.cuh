@@ -10,7 +10,7 @@ namespace entmask::cuda {
 struct LabelOutput {
   void* labels;  // [N, D, H, W] contiguous, or nullptr
   LabelDtype dtype;
-  bool pairs;  // int64, and lanes 2 m and 2 m + 1 have neighbours
+  bool pairs;  // int64, and lanes 2 m and 2 m + 1 have neighbours, in whole warps
   bool gated;
   int32_t ignored;        // what a label becomes that is not kept
   Number min_confidence;  // one for all

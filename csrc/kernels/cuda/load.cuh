@@ -101,10 +101,13 @@ __device__ __forceinline__ void load_row(T (&out)[N], const T* __restrict__ p, i
   }
 }
 
-// Lanes 2 m and 2 m + 1 (`odd`) hold a row each of a 2 x 2 matrix, and get a column. No other lane takes part.
+constexpr unsigned full_warp = 0xffffffffu;
+
+// Lanes 2 m and 2 m + 1 (`odd`) hold a row each of a 2 x 2 matrix, and get a column. All lanes of the warp take part: a
+// mask of the pair alone is not known to be one for the whole warp, and costs a search for the lanes that share it.
 template <typename T>
 __device__ __forceinline__ void transpose_pair(T& first, T& second, bool odd) {
-  const T got = __shfl_xor_sync(3u << (threadIdx.x & 30), odd ? first : second, 1);
+  const T got = __shfl_xor_sync(full_warp, odd ? first : second, 1);
   first = odd ? got : first;
   second = odd ? second : got;
 }
@@ -166,7 +169,8 @@ constexpr int chunk_classes = L == Layout::planes   ? 4
                               : L == Layout::pixels ? 16 / static_cast<int>(sizeof(T))
                                                     : 8;
 
-// CLASSES: at most that many classes in registers; 0: any number, in chunks.
+// CLASSES: so many classes in registers; 0: any number, in chunks. `exact`: that many there are (in chunks: in each of
+// them). Else fewer there may be, which each access and each term asks for at run time.
 template <typename T_, Layout L, int CLASSES>
 struct Shape {
   using T = T_;
@@ -175,28 +179,45 @@ struct Shape {
   static constexpr int classes = CLASSES;
   static constexpr int pixels = pixels_a_thread<T, L, CLASSES>;
   static constexpr int chunk = CLASSES == 0 ? chunk_classes<T, L> : CLASSES;
+  static constexpr bool exact = L == Layout::pixels || (L == Layout::planes && 0 < CLASSES && CLASSES <= 4);
+
+  // Whether class k of a chunk is there, of `count` classes from its first on.
+  static constexpr __device__ __forceinline__ bool has(int k, int64_t count) { return exact || k < count; }
 };
 
-// Reads `count` (all of them for Layout::pixels) of a chunk's classes; the rest are -inf, which adds exactly nothing.
+// Reads `count` of a chunk's classes; the rest are -inf, which adds exactly nothing.
 template <typename S>
 __device__ __forceinline__ void load_classes(typename S::F (&x)[S::chunk][S::pixels],
                                              const typename S::T* __restrict__ p,  // the first class of the first pixel
                                              int64_t class_stride, int64_t count) {
-  typename S::T raw[S::chunk][S::pixels];
+  using T = typename S::T;
+  T raw[S::chunk][S::pixels];
   if constexpr (S::layout == Layout::pixels) {
-    typename S::T row[S::chunk];
+    T row[S::chunk];
     load(row, p);
 #pragma unroll
     for (int k = 0; k < S::chunk; ++k) x[k][0] = widen(row[k]);
   } else {
+    const auto read = [&](auto there) {
 #pragma unroll
-    for (int k = 0; k < S::chunk; ++k) {
-      if (k < count) load(raw[k], p + k * class_stride);
+      for (int k = 0; k < S::chunk; ++k) {
+        if (there(k)) {
+          load(raw[k], p + k * class_stride);
+        } else {
+#pragma unroll
+          for (int i = 0; i < S::pixels; ++i) raw[k][i] = narrow<T>(-INFINITY);
+        }
+      }
+    };
+    if (S::classes == 0 && count >= S::chunk) {
+      read([](int) { return true; });
+    } else {
+      read([&](int k) { return S::has(k, count); });
     }
 #pragma unroll
     for (int k = 0; k < S::chunk; ++k) {
 #pragma unroll
-      for (int i = 0; i < S::pixels; ++i) x[k][i] = k < count ? widen(raw[k][i]) : -INFINITY;
+      for (int i = 0; i < S::pixels; ++i) x[k][i] = widen(raw[k][i]);
     }
   }
 }
@@ -216,7 +237,7 @@ __device__ __forceinline__ void store_classes(typename S::T* p, const typename S
       typename S::T raw[S::pixels];
 #pragma unroll
       for (int i = 0; i < S::pixels; ++i) raw[i] = narrow<typename S::T>(x[k][i]);
-      if (k < count) store(p + k * class_stride, raw);
+      if (S::has(k, count)) store(p + k * class_stride, raw);
     }
   }
 }
@@ -295,7 +316,9 @@ cudaError_t with_shape(Layout layout, int64_t classes, const Fn& fn) {
   } else {
     switch (layout) {
       case Layout::planes:
-        if (classes <= 4) return fn(Shape<T, Layout::planes, 4>{});
+        if (classes == 2) return fn(Shape<T, Layout::planes, 2>{});
+        if (classes == 3) return fn(Shape<T, Layout::planes, 3>{});
+        if (classes == 4) return fn(Shape<T, Layout::planes, 4>{});
         if (classes <= 8) return fn(Shape<T, Layout::planes, 8>{});
         return fn(Shape<T, Layout::planes, 0>{});
       case Layout::pixels:

@@ -14,7 +14,7 @@ struct LossArguments {
   Strides logits_stride, labels_stride;
   LabelDtype label_dtype;
   bool label_rows;   // a thread's labels lie side by side, aligned
-  bool label_pairs;  // int64, and so do those of lanes 2 m and 2 m + 1
+  bool label_pairs;  // int64, and so do those of lanes 2 m and 2 m + 1, in whole warps
   int64_t classes;
   PixelIndex index;
   PatchLookup lookup;
@@ -24,19 +24,11 @@ template <typename S>
 LossArguments loss_arguments(const LossParams& p) {
   const bool rows = rows_together(p.labels, p.labels_stride, p.batch, p.grid.size, S::pixels,
                                   p.label_dtype == LabelDtype::uint8 ? 1 : 8);
-  const bool pairs = rows && p.label_dtype == LabelDtype::int64 && p.grid.size[2] % (2 * S::pixels) == 0;
-  return {p.logits,
-          p.labels,
-          p.patches,
-          p.class_weight,
-          p.logits_stride,
-          p.labels_stride,
-          p.label_dtype,
-          rows,
-          pairs,
-          p.classes,
-          PixelIndex(p.batch, p.grid.size, S::pixels),
-          PatchLookup(p.grid, p.patches_stride)};
+  const PixelIndex index(p.batch, p.grid.size, S::pixels);
+  const bool pairs =
+      rows && p.label_dtype == LabelDtype::int64 && p.grid.size[2] % (2 * S::pixels) == 0 && index.total % 32 == 0;
+  return {p.logits,      p.labels, p.patches, p.class_weight, p.logits_stride, p.labels_stride,
+          p.label_dtype, rows,     pairs,     p.classes,      index,           PatchLookup(p.grid, p.patches_stride)};
 }
 
 // The labels of a thread's pixels as they lie in memory: one of the two.

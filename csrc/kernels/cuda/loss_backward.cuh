@@ -10,7 +10,12 @@
 namespace entmask::cuda {
 
 constexpr int backward_threads = 128;
-constexpr int64_t backward_blocks_a_multiprocessor = 4;
+constexpr int64_t backward_blocks_a_multiprocessor = 6;
+// That the registers must leave room for.
+template <typename S>
+constexpr int backward_blocks_at_once = S::pixels > 4                             ? (S::classes == 0 ? 2 : 3)
+                                        : S::layout == Layout::planes && S::exact ? 6
+                                                                                  : 3;
 constexpr int64_t cached_classes = 1024;  // whose coefficients are in shared memory; others are computed where needed
 
 struct LossBackwardArguments {
@@ -62,7 +67,7 @@ __device__ __forceinline__ F region_coefficient(const LossBackwardArguments& a, 
 }
 
 template <typename S>
-__global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes == 0 ? 2 : 3)
+__global__ void __launch_bounds__(backward_threads, backward_blocks_at_once<S>)
     loss_backward_kernel(LossBackwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
@@ -115,7 +120,7 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
         for (int p = 0; p < S::pixels; ++p) {
           if constexpr (S::classes == 0) x[k][p] = exponential(x[k][p] - max[p]);
           x[k][p] *= scale[p];
-          inner[p] += x[k][p] * (c.square * x[k][p] + (label[p] == first + k ? c.own : 0));
+          inner[p] += x[k][p] * (c.square * x[k][p] + (label[p] == static_cast<int32_t>(first) + k ? c.own : 0));
         }
       }
     };
@@ -126,7 +131,7 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
         const Coefficients<F> c = coefficients(first + k);
 #pragma unroll
         for (int p = 0; p < S::pixels; ++p) {
-          const F own = label[p] == first + k ? 1 : 0;
+          const F own = label[p] == static_cast<int32_t>(first) + k ? 1 : 0;
           const F q = c.square * x[k][p] + own * c.own;
           const F grad = entropy[p] * (x[k][p] - own) + x[k][p] * (q - inner[p]);
           x[k][p] = label[p] >= 0 ? grad : 0;
@@ -139,7 +144,7 @@ __global__ void __launch_bounds__(backward_threads, S::pixels > 4 && S::classes 
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk];
-        set(p, exponentials(x, d, p, a.classes));
+        set(p, exponentials<S>(x, d, p, a.classes));
       }
       add_inner(0);
       write(0);

@@ -15,7 +15,12 @@
 namespace entmask::cuda {
 
 constexpr int loss_threads = 128, loss_warps = loss_threads / 32;
-constexpr int loss_blocks_a_multiprocessor = 4;
+constexpr int loss_blocks_a_multiprocessor = 6;
+// That the registers must leave room for.
+template <typename S>
+constexpr int loss_blocks_at_once = S::classes == 0 || S::classes > 4 ? 3
+                                    : S::pixels > 4                   ? 5
+                                                                      : 6;
 
 struct LossForwardArguments {
   LossArguments loss;
@@ -36,7 +41,7 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
 }
 
 template <typename S, int REGIONS>
-__global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks_a_multiprocessor)
+__global__ void __launch_bounds__(loss_threads, loss_blocks_at_once<S>)
     loss_registers_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(loss_threads, S::classes > 4 ? 3 : loss_blocks
           const F value = x[k][p];  // read in any case: x[label][p] would put x into local memory
           logit = label[p] == k ? value : logit;
         }
-        const Softmax<F> r = exponentials(x, d, p, a.classes);
+        const Softmax<F> r = exponentials<S>(x, d, p, a.classes);
         add_cross_entropy(entropy, a, r, logit, label[p], masked);
         const F scale = r.scale();
 #pragma unroll
@@ -132,7 +137,7 @@ __device__ __forceinline__ double sum_own(const F (&v)[N], bool own) {
 }
 
 template <typename S, int REGIONS>
-__global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwardArguments args) {
+__global__ void __launch_bounds__(loss_threads, loss_blocks_at_once<S>) loss_stream_kernel(LossForwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
   constexpr int lanes_a_class = 32 / S::chunk;
@@ -179,7 +184,7 @@ __global__ void __launch_bounds__(loss_threads, 3) loss_stream_kernel(LossForwar
 #pragma unroll
         for (int p = 0; p < S::pixels; ++p) {
           const F probability = exponential(x[k][p] - softmax[p].max) * scale[p];
-          const bool own = label[p] == first + k;
+          const bool own = label[p] == static_cast<int32_t>(first) + k;
           square[k] += label[p] < 0 ? 0 : probability * probability;
           product[k] += own ? probability : 0;
           count[k] += own ? 1 : 0;

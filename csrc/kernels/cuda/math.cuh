@@ -92,13 +92,13 @@ __device__ __forceinline__ void leave_behind(F& second, int32_t& next, F max, in
   second = gains ? loser : second;
 }
 
-// Pixel i of the K <= CHUNK classes in registers.
-template <int CHUNK, int PIXELS, typename F>
-__device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], int i, int64_t classes) {
+// Pixel i of the classes in registers.
+template <typename S, typename F = typename S::F>
+__device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[S::chunk][S::pixels], int i, int64_t classes) {
   Softmax<F> r{x[0][i], 0, 0, 0};
-  F loser[CHUNK];
+  F loser[S::chunk];
 #pragma unroll
-  for (int k = 1; k < CHUNK; ++k) {
+  for (int k = 1; k < S::chunk; ++k) {
     const F v = x[k][i];
     const bool lead = leads(v, r.max);
     loser[k] = lead ? r.max : v;
@@ -107,8 +107,8 @@ __device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], in
     r.label = lead ? k : r.label;
   }
 #pragma unroll
-  for (int k = 1; k < CHUNK; ++k) {
-    if (k < classes) {
+  for (int k = 1; k < S::chunk; ++k) {
+    if (S::has(k, classes)) {
       const F d = loser[k] - r.max, e = exponential(d);
       r.others += e;
       r.dot += times_log(e, d);
@@ -118,19 +118,20 @@ __device__ __forceinline__ Softmax<F> softmax_of(const F (&x)[CHUNK][PIXELS], in
 }
 
 // The same, for gradients: the classes become e^(x - m) and d their x - m.
-template <int CHUNK, int PIXELS, typename F>
-__device__ __forceinline__ Softmax<F> exponentials(F (&x)[CHUNK][PIXELS], F (&d)[CHUNK], int i, int64_t classes) {
+template <typename S, typename F = typename S::F>
+__device__ __forceinline__ Softmax<F> exponentials(F (&x)[S::chunk][S::pixels], F (&d)[S::chunk], int i,
+                                                   int64_t classes) {
   Softmax<F> r{x[0][i], 0, 0, 0};
 #pragma unroll
-  for (int k = 1; k < CHUNK; ++k) {
+  for (int k = 1; k < S::chunk; ++k) {
     const bool lead = leads(x[k][i], r.max);
     leave_behind(r.second, r.next, r.max, r.label, x[k][i], k, lead);
     r.max = lead ? x[k][i] : r.max;
     r.label = lead ? k : r.label;
   }
 #pragma unroll
-  for (int k = 0; k < CHUNK; ++k) {
-    if (k < classes) {
+  for (int k = 0; k < S::chunk; ++k) {
+    if (S::has(k, classes)) {
       d[k] = x[k][i] - r.max;
       x[k][i] = exponential(d[k]);
       r.others += k == r.label ? 0 : x[k][i];
@@ -165,36 +166,28 @@ struct SoftmaxStream {
   F second = -INFINITY;
   int32_t next = -1;
 
+  __device__ __forceinline__ bool ahead() const { return max > reference + slack; }
+  // To where the reference is: nothing changes.
   __device__ __forceinline__ void move(F to) {
     const F d = reference - to, e = exponential(d);
     dot = e * dot + times_log(e, d) * others;
     others *= e;
-    others_lost = dot_lost = 0;
     reference = to;
   }
-  // Pixel i of classes `first` and up; a class that is not there is -inf, as load_classes leaves it.
-  template <int CHUNK, int PIXELS>
-  __device__ __forceinline__ void add(const F (&x)[CHUNK][PIXELS], int i, int32_t first) {
-    F loser[CHUNK];
-#pragma unroll
-    for (int k = 0; k < CHUNK; ++k) {
-      const F v = x[k][i];
-      const bool lead = leads(v, max);
-      loser[k] = lead ? max : v;
-      leave_behind(second, next, max, label, v, first + k, lead);
-      max = lead ? v : max;
-      label = lead ? first + k : label;
-    }
-    if (max > reference + slack) move(max);
-    F sum = 0, product = 0;
-#pragma unroll
-    for (int k = 0; k < CHUNK; ++k) {
-      const F d = loser[k] - reference, e = exponential(d);
-      sum += e;
-      product += times_log(e, d);
-    }
-    add_compensated(others, others_lost, sum);
-    add_compensated(dot, dot_lost, product);
+  __device__ __forceinline__ void follow() {
+    const bool moves = ahead();
+    others_lost = moves ? 0 : others_lost;
+    dot_lost = moves ? 0 : dot_lost;
+    move(moves ? max : reference);
+  }
+  // Compares the leader with class k; v, its logit, becomes that of the loser.
+  __device__ __forceinline__ void compare(F& v, int32_t k) {
+    const bool lead = leads(v, max);
+    const F loser = lead ? max : v;
+    leave_behind(second, next, max, label, v, k, lead);
+    max = lead ? v : max;
+    label = lead ? k : label;
+    v = loser;
   }
   __device__ __forceinline__ Softmax<F> finish() {
     move(max);
@@ -202,7 +195,38 @@ struct SoftmaxStream {
   }
 };
 
-// Softmax of the thread's pixels; x is left with the classes (S::classes > 0) or the last chunk of them.
+// Adds classes `first` and up of the thread's pixels; one that is not there is -inf, as load_classes leaves it. x is
+// used up.
+template <int CHUNK, int PIXELS, typename F>
+__device__ __forceinline__ void add_classes(SoftmaxStream<F> (&stream)[PIXELS], F (&x)[CHUNK][PIXELS], int32_t first) {
+  bool ahead = false;
+#pragma unroll
+  for (int i = 0; i < PIXELS; ++i) {
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) stream[i].compare(x[k][i], first + k);
+    ahead = ahead || stream[i].ahead();
+  }
+  // Seldom after the first chunk. One branch for all pixels, and selections in it: a branch a pixel the compiler turns
+  // into selections, with which every chunk computes every move.
+  if (ahead) {
+#pragma unroll
+    for (int i = 0; i < PIXELS; ++i) stream[i].follow();
+  }
+#pragma unroll
+  for (int i = 0; i < PIXELS; ++i) {
+    F sum = 0, product = 0;
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) {
+      const F d = x[k][i] - stream[i].reference, e = exponential(d);
+      sum += e;
+      product += times_log(e, d);
+    }
+    add_compensated(stream[i].others, stream[i].others_lost, sum);
+    add_compensated(stream[i].dot, stream[i].dot_lost, product);
+  }
+}
+
+// Softmax of the thread's pixels; x is left with the classes where S::classes > 0.
 template <typename S>
 __device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pixels],
                                              typename S::F (&x)[S::chunk][S::pixels],
@@ -211,13 +235,12 @@ __device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pi
   if constexpr (S::classes > 0) {
     load_classes<S>(x, p, class_stride, classes);
 #pragma unroll
-    for (int i = 0; i < S::pixels; ++i) out[i] = softmax_of(x, i, classes);
+    for (int i = 0; i < S::pixels; ++i) out[i] = softmax_of<S>(x, i, classes);
   } else {
     SoftmaxStream<typename S::F> stream[S::pixels];
-    for (int64_t first = 0; first < classes; first += S::chunk) {
-      load_classes<S>(x, p + first * class_stride, class_stride, classes - first);
-#pragma unroll
-      for (int i = 0; i < S::pixels; ++i) stream[i].add(x, i, static_cast<int32_t>(first));
+    for (int64_t first = 0; first < classes; first += S::chunk, p += S::chunk * class_stride) {
+      load_classes<S>(x, p, class_stride, classes - first);
+      add_classes(stream, x, static_cast<int32_t>(first));
     }
 #pragma unroll
     for (int i = 0; i < S::pixels; ++i) out[i] = stream[i].finish();
@@ -247,8 +270,6 @@ __device__ __forceinline__ F pairwise_sum(const F (&v)[N]) {
     return pairwise_sum(half);
   }
 }
-
-constexpr unsigned full_warp = 0xffffffffu;
 
 // The sum over `width` lanes (a power of two, aligned), in every one of them. All lanes of the warp take part.
 template <typename F>

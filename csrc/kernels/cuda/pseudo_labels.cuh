@@ -81,7 +81,7 @@ cudaError_t launch_pseudo_labels(const PseudoLabelsParams& p, int32_t* kept, cud
         p.logits,        kept,           LabelOutput(p.labels, p.label_dtype, p.gated, p.min_confidence),
         p.logits_stride, p.classes,      PixelIndex(p.batch, p.size, S::pixels),
         of_an_image,     Divider(blocks)};
-    a.out.pairs = p.label_dtype == LabelDtype::int64 && of_an_image % 2 == 0;
+    a.out.pairs = p.label_dtype == LabelDtype::int64 && of_an_image % 32 == 0;
     const cudaError_t error = launch(pseudo_labels_kernel<S>, dim3(static_cast<unsigned>(p.batch * blocks)),
                                      dim3(label_threads), 0, stream, a);
     if (error != cudaSuccess) return error;

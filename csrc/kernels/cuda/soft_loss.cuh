@@ -9,9 +9,6 @@ namespace entmask::cuda {
 
 constexpr int soft_threads = 128;
 constexpr int64_t soft_blocks_a_multiprocessor = 4;
-// Fewer blocks where two tensors' classes need more registers.
-template <typename S>
-constexpr int soft_blocks_at_once = S::pixels > 4 || sizeof(typename S::F) == 8 ? 2 : 3;
 
 // A tensor [N, K, D, H, W]. Its dtype is looked at only where the two differ.
 struct SoftOperand {
@@ -117,8 +114,7 @@ __device__ __forceinline__ SoftmaxOfMany<typename S::F, S::pixels> softmax_of_ma
   for (int64_t first = 0; first < classes; first += S::chunk) {
     F x[S::chunk][S::pixels];
     load_operand<S, MIXED>(x, from, offset + first * from.stride.c, classes - first);
-#pragma unroll
-    for (int i = 0; i < S::pixels; ++i) stream[i].add(x, i, static_cast<int32_t>(first));
+    add_classes(stream, x, static_cast<int32_t>(first));
   }
   SoftmaxOfMany<F, S::pixels> out;
 #pragma unroll

@@ -18,7 +18,7 @@ struct SoftBackwardArguments {
 };
 
 template <typename S, bool MIXED>
-__global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
+__global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_backward_kernel(SoftBackwardArguments args) {
   using T = typename S::T;
   using F = typename S::F;
@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F d[S::chunk], dot = 0;
-        const F x_scale = exponentials(x, d, p, a.classes).scale(), y_scale = exponentials(y, d, p, a.classes).scale();
+        const F x_scale = exponentials<S>(x, d, p, a.classes).scale(),
+                y_scale = exponentials<S>(y, d, p, a.classes).scale();
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) {
           x[k][p] *= x_scale;

@@ -22,7 +22,7 @@ struct SoftForwardArguments {
 };
 
 template <typename S, bool MIXED>
-__global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
+__global__ void __launch_bounds__(soft_threads, sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_forward_kernel(SoftForwardArguments args) {
   using F = typename S::F;
   const SoftLossArguments& a = args.loss;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(soft_threads, soft_blocks_at_once<S>)
 #pragma unroll
       for (int p = 0; p < S::pixels; ++p) {
         F dx[S::chunk], dy[S::chunk];
-        const Softmax<F> of_x = exponentials(x, dx, p, a.classes), of_y = exponentials(y, dy, p, a.classes);
+        const Softmax<F> of_x = exponentials<S>(x, dx, p, a.classes), of_y = exponentials<S>(y, dy, p, a.classes);
         const F x_scale = of_x.scale(), y_scale = of_y.scale();
         F sum = 0;
         if (a.kl) {

@@ -5,10 +5,10 @@
 
 namespace entmask::cuda {
 
-// The sum of v[0, n) in every lane of a warp, in a fixed order. A lane takes every 32nd value, and loads 20 of them
-// before it adds the first: four blocks on each of up to 160 multiprocessors are waited for once.
+// The sum of v[0, n) in every lane of a warp, in a fixed order. A lane takes every 32nd value, and loads 30 of them
+// before it adds the first: six blocks on each of up to 160 multiprocessors are waited for once.
 __device__ __forceinline__ double sum_row(const double* v, int64_t n) {
-  constexpr int ahead = 20, chains = 4;
+  constexpr int ahead = 30, chains = 4;
   const int lane = static_cast<int>(threadIdx.x & 31);
   double sum[chains] = {};
 #pragma unroll 1

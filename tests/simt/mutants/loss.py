@@ -13,9 +13,16 @@ MUTANTS = [
     Mutant(
         "loss: pairs where a row has an odd number of vectors",
         "loss.cuh",
-        "p.grid.size[2] % (2 * S::pixels) == 0;",
-        "p.grid.size[2] % S::pixels == 0;",
-        LOSS,
+        "p.grid.size[2] % (2 * S::pixels) == 0 &&",
+        "p.grid.size[2] % S::pixels == 0 &&",
+        f"{BOUNDARIES}::test_pairs_of_lanes",
+    ),
+    Mutant(
+        "loss: pairs where the batch ends within a warp",
+        "loss.cuh",
+        " && index.total % 32 == 0;",
+        ";",
+        f"{LOSS} {BOUNDARIES}::test_pairs_of_lanes",
     ),
     Mutant(
         "loss: a label below 0 is taken",
@@ -84,12 +91,12 @@ MUTANTS = [
     Mutant(
         "loss: the blocks beyond 32 are lost",
         "sums.cuh",
-        "constexpr int ahead = 20, chains = 4;",
+        "constexpr int ahead = 30, chains = 4;",
         "constexpr int ahead = 1, chains = 4;\n  n = n < 32 ? n : 32;",
         f"{LOSS} {SOFT} {BOUNDARIES}::test_blocks_of_the_loss",
     ),
     Mutant(
-        "loss: the blocks beyond 640 are lost",
+        "loss: the blocks beyond 960 are lost",
         "sums.cuh",
         "base < n; base += 32 * ahead",
         "base < 32 * ahead; base += 32 * ahead",
