@@ -229,11 +229,11 @@ def test_pixels(layout: str, mode: str) -> None:
 
 @pytest.mark.parametrize("blocks", [32, 33, *(pytest.param(b, marks=LONG) for b in (31, 64, 65, 97, *around(960)))])
 def test_blocks_of_the_loss(blocks: int) -> None:
-    """A warp adds up the blocks, a lane each in turn, 20 of them at a time."""
+    """A warp adds up the blocks, a lane each in turn, 30 of them at a time."""
     x, labels, loss = losses.case((1, 2, 1, 128 * blocks), (1, 100), "float32", layout="strided")
-    losses.check(x, labels, loss, "plain", multiprocessors=200, **ONCE)
+    losses.check(x, labels, loss, "plain", multiprocessors=250, **ONCE)
     x, y, where = soft.case((1, 2, 1, 128 * blocks), "float32", layout="strided")
-    soft.check(x, y, where, True, "plain", multiprocessors=200, **ONCE)
+    soft.check(x, y, where, True, "plain", multiprocessors=250, **ONCE)
 
 
 @each_mode
