@@ -155,9 +155,9 @@ ENTMASK_INLINE auto with_soft_dtype(const SoftLossParams& p, F&& f) {
   return p.dtype == Dtype::float64 || p.target_dtype == Dtype::float64 ? f(Type<double>{}) : f(Type<float>{});
 }
 
-// e_k = exp(x_k - max) and f_k = exp(y_k - max) of a vector of pixels, from the logits, and their sums. KL: the sums but
-// for the maximum's own 1, beside which a sure softmax's other classes would be lost, and the sum of f_k (ln q_k - ln
-// p_k) but for the whole sums' logarithms.
+// e_k = exp(x_k - max) and f_k = exp(y_k - max) of a vector of pixels, from the logits, and their sums. KL: the sums
+// but for the maximum's own 1, beside which a sure softmax's other classes would be lost, and the sum of f_k (ln q_k -
+// ln p_k) but for the whole sums' logarithms.
 template <class T>
 struct SoftSums {
   Vec<T> x, y, moment;
