@@ -136,6 +136,17 @@ def make_logits(
     return LAYOUTS[layout](logits.to(device, dtype))
 
 
+# Around a register's and a cache's classes, and the most.
+MANY_CLASSES = [2, 64, 65, 300, 2048]
+
+
+def make_sure_logits(classes: int, device: str = "cpu", *, level: float = -18.85) -> Tensor:
+    """Each pixel's class at 0 and all others at `level`, where not even eight of them show beside 1 in float32."""
+    logits = level + 0.1 * torch.rand(2, classes, 3, 19)
+    logits.scatter_(1, torch.arange(2 * 3 * 19).reshape(2, 1, 3, 19) * 31 % classes, 0.0)
+    return logits.to(device)
+
+
 def make_labels(shape: Shape, dtype: torch.dtype = torch.int64, device: str = "cpu") -> Tensor:
     """All classes, and some labels that are none: 255, and -1 where the dtype has it."""
     labels = torch.randint(shape.classes, (shape.images, *shape.sizes))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import (
+    MANY_CLASSES,
     Shape,
     assert_gradients_close,
     combinations,
@@ -13,6 +14,7 @@ from cases import (
     make_labels,
     make_logits,
     make_patches,
+    make_sure_logits,
 )
 from torch import Tensor
 
@@ -80,6 +82,22 @@ def test_dice_of_each_region_equals_the_reference(shape: Shape, dtype: torch.dty
     logits = finite_logits(shape, dtype, device, layout)
     weights = {"mask_weight": 0.7, "visible_weight": 1.6, "dice_region": "each"}
     check(logits, make_labels(shape, torch.uint8, device), make_patches(shape, device), shape.patch, **weights)
+
+
+@devices
+@pytest.mark.parametrize("classes", MANY_CLASSES)
+def test_probabilities_that_vanish_beside_1_count(classes: int, device: str) -> None:
+    """In pixels whose label is the sure class, where they are the loss, and in those where it is another."""
+    logits = make_sure_logits(classes, device).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    labels = logits.argmax(1)
+    for wrong in (0, 1):
+        labels[:wrong] = (labels[:wrong] + 1) % classes
+        got = entmask_ext.consistency_loss(logits, labels)
+        want = reference.consistency_loss(exact, labels)
+        torch.testing.assert_close(got.ce_visible.double(), want.ce_visible, rtol=2e-6, atol=0)
+    of_logits, of_exact = (torch.autograd.grad(loss.total, x)[0] for loss, x in ((got, logits), (want, exact)))
+    torch.testing.assert_close(of_logits.double(), of_exact, rtol=0, atol=5e-6 * of_exact.abs().max().item())
 
 
 @devices

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import (
     LAYOUTS,
+    MANY_CLASSES,
     Shape,
     assert_gradients_close,
     assert_same_bits,
@@ -15,6 +16,7 @@ from cases import (
     dtypes,
     make_image,
     make_logits,
+    make_sure_logits,
 )
 from torch import Tensor
 
@@ -166,6 +168,18 @@ def test_special_values(layout: str, kind: str, dtype: torch.dtype, device: str)
     assert torch.equal(gradient.isnan().any(1), expected.isnan())
     absent = logits.detach().isneginf() & ~expected.isnan().unsqueeze(1)
     assert (gradient[absent] == 0).all()
+
+
+@devices
+@pytest.mark.parametrize("kind", ["entropy", *TOP_TWO])
+@pytest.mark.parametrize("classes", MANY_CLASSES)
+def test_probabilities_that_vanish_beside_1_count(classes: int, kind: str, device: str) -> None:
+    logits = make_sure_logits(classes, device).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    got, want = entmask_ext.uncertainty_map(logits, kind), reference.uncertainty_map(exact, kind)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+    of_logits, of_exact = (torch.autograd.grad(out.sum(), x)[0] for out, x in ((got, logits), (want, exact)))
+    torch.testing.assert_close(of_logits.double(), of_exact, rtol=0, atol=5e-6 * of_exact.abs().max().item())
 
 
 @devices

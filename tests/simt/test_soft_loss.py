@@ -145,6 +145,30 @@ def test_bad_logits_are_nan(classes: int, bad: float, kl: bool) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_student_that_agrees_has_no_loss(dtype: str, kl: bool) -> None:
+    for classes in (2, 3, 5, 8, 9, 19):
+        x = tensor(data.usable_logits((2, classes, 5, 13), seed=classes), dtype)
+        assert launchers.soft_loss_forward(x, x, kl=kl)[0] == 0
+        grad, _ = launchers.soft_loss_backward(x, x, None, [0.0, 130], 1.0, kl=kl)
+        assert (grad == 0).all()
+
+
+@kinds
+@pytest.mark.parametrize("classes", [2, 64, 65, 300, 2048])
+def test_probabilities_that_vanish_beside_1_count(classes: int, kl: bool) -> None:
+    """One class at 0, all others where not even eight of them show beside 1."""
+    x, y = (level + data.rng(seed).random((1, classes, 3, 7)) * 0.1 for seed, level in ((1, -19.5), (2, -18.85)))
+    for t in (x, y):
+        np.put_along_axis(t, np.arange(21).reshape(1, 1, 3, 7) * 31 % classes, 0, 1)
+    student, teacher = tensor(x, "float32"), tensor(y, "float32")
+    check(student, teacher, None, kl, "plain")
+    mean, _, _ = launchers.soft_loss_forward(student, teacher, kl=True)
+    expected, _ = reference.soft_loss(student.values, teacher.values, None, kl=True)
+    np.testing.assert_allclose(mean, expected, rtol=2e-5)
+
+
+@kinds
 @pytest.mark.parametrize("classes", [4, 12])
 def test_classes_that_cannot_be(classes: int, kl: bool) -> None:
     """Of the teacher: it adds 0. Of both: the same. Of the student alone: kl is infinite, the gradient p - q."""

@@ -16,12 +16,17 @@ struct Run {
   int32_t parent;  // of the union-find: a run before it, or itself
 };
 
+// The largest component of a class, or root -1.
+struct Best {
+  int32_t root, pixels;
+};
+
 // What an image needs: there are at most as many runs as pixels.
 struct ComponentsScratch {
   Run* runs;
   int32_t* row_end;  // runs up to the end of each row of pixels
-  int32_t* pixels;   // [runs] of a component, at its root
-  int32_t* best;     // [classes] root of the largest, or -1
+  int32_t* pixels;   // [runs] of a component, at its root; else 0
+  Best* best;        // [classes]
   size_t bytes;
 
   ComponentsScratch(const ComponentsParams& p, void* memory) {
@@ -30,7 +35,7 @@ struct ComponentsScratch {
     runs = scratch.take<Run>(pixel_count);
     row_end = scratch.take<int32_t>(rows + 1);
     pixels = scratch.take<int32_t>(pixel_count);
-    best = scratch.take<int32_t>(p.classes);
+    best = scratch.take<Best>(p.classes);
     bytes = scratch.bytes();
   }
 };
@@ -38,6 +43,11 @@ struct ComponentsScratch {
 ENTMASK_INLINE int32_t find(Run* runs, int32_t i) {
   while (runs[i].parent != i) i = runs[i].parent = runs[runs[i].parent].parent;
   return i;
+}
+
+// Of the bytes that are not 0, the first in memory.
+ENTMASK_INLINE int64_t first_byte(uint64_t bytes) {
+  return (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __builtin_ctzll(bytes) : __builtin_clzll(bytes)) / 8;
 }
 
 // The end of the run of row[x]'s label.
@@ -49,33 +59,43 @@ ENTMASK_INLINE int64_t run_end(const L* row, int64_t x, int64_t width) {
     for (; x + 8 <= width; x += 8) {
       uint64_t eight;
       __builtin_memcpy(&eight, row + x, 8);
-      if (eight != all) break;
+      if (eight != all) return x + first_byte(eight ^ all);
     }
   }
   while (x < width && row[x] == label) ++x;
   return x;
 }
 
-// Unites the runs [begin, end) with those of an earlier row, [from, to), that they touch; `reach`: 1 where a diagonal
-// step along the row counts too.
-ENTMASK_INLINE void unite(Run* runs, int32_t begin, int32_t end, int32_t from, int32_t to, int32_t reach) {
-  for (int32_t i = begin; i < end; ++i) {
-    const Run run = runs[i];
-    int32_t root = find(runs, i);
-    while (from < to && runs[from].last + reach <= run.first) ++from;
-    for (int32_t j = from; j < to && runs[j].first < run.last + reach; ++j) {
-      if (runs[j].label != run.label) continue;
-      const int32_t other = find(runs, j);
-      if (other == root) continue;
-      if (other < root) {
-        runs[root].parent = other;
-        root = other;
-      } else {
-        runs[other].parent = root;
-      }
-    }
-    runs[i].parent = root;
+// Makes one component of two runs' components.
+ENTMASK_INLINE void link(Run* runs, int32_t i, int32_t j) {
+  const int32_t a = find(runs, i), b = find(runs, j);
+  runs[a < b ? b : a].parent = a < b ? a : b;
+}
+
+// Unites the runs [i, end) of a row with those of its class in an earlier row, [j, to), that they touch. `diagonal`: a
+// step along the row counts too. One walk along both rows, always on from the run that ends first: where the ends of
+// runs cannot be foreseen, each branch on them would cost more than a step.
+template <bool diagonal>
+void unite(Run* runs, int32_t i, int32_t end, int32_t j, int32_t to) {
+  while (i < end && j < to) {
+    const Run &a = runs[i], &b = runs[j];
+    const bool touch = (a.first < b.last + diagonal) & (b.first < a.last + diagonal);
+    const int32_t a_last = a.last, b_last = b.last;
+    if ((a.label == b.label) & touch) link(runs, i, j);
+    // Where both end at once each touches the one behind the other.
+    if (diagonal && a_last == b_last && i + 1 < end && runs[i + 1].first == b_last &&
+        runs[i + 1].label == runs[j].label)
+      link(runs, i + 1, j);
+    i += diagonal ? a_last < b_last : a_last <= b_last;
+    j += a_last >= b_last;
   }
+}
+
+// A run's pixels to 0. Noise has runs of a pixel or two, which a call of memset would cost more than they do.
+template <class L>
+ENTMASK_INLINE void clear(L* pixels, int64_t n) {
+  pixels[0] = pixels[n - 1] = 0;
+  if (n > 2) __builtin_memset(pixels + 1, 0, size_t(n - 2) * sizeof(L));
 }
 
 template <class L>
@@ -92,10 +112,9 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
       for (int64_t x = 0, end; x < width; x = end) {
         end = run_end(line, x, width);
         const int64_t label = int64_t(line[x]);
-        if (label > 0 && label < p.classes) {
-          runs[count] = {int32_t(x), int32_t(end), int32_t(label), count};
-          ++count;
-        }
+        runs[count] = {int32_t(x), int32_t(end), int32_t(label), count};
+        s.pixels[count] = 0;
+        count += (label > 0) & (label < p.classes);  // else it is written over
       }
       s.row_end[row + 1] = count;
       if (begin == count) continue;
@@ -103,7 +122,8 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
       auto with = [&](int64_t dz, int64_t dy) {
         const int64_t steps = dz + (dy ? 1 : 0), other = row - dz * height + dy;
         if (z < dz || y + dy < 0 || y + dy >= height || steps > p.connectivity) return;
-        unite(runs, begin, count, s.row_end[other], s.row_end[other + 1], p.connectivity > steps);
+        const auto walk = p.connectivity > steps ? unite<true> : unite<false>;
+        walk(runs, begin, count, s.row_end[other], s.row_end[other + 1]);
       };
       with(0, -1);
       with(1, 0);
@@ -113,21 +133,18 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
 
   for (int32_t i = 0; i < count; ++i) {
     const int32_t root = runs[i].parent = runs[runs[i].parent].parent;  // parents lie before, and are roots by now
-    if (root == i) s.pixels[i] = 0;
     s.pixels[root] += runs[i].last - runs[i].first;
   }
-  for (int64_t k = 0; k < p.classes; ++k) s.best[k] = -1;
-  for (int32_t i = 0; i < count; ++i) {
-    if (runs[i].parent != i) continue;
-    int32_t& best = s.best[runs[i].label];
-    if (best < 0 || s.pixels[i] > s.pixels[best]) best = i;
+  for (int64_t k = 0; k < p.classes; ++k) s.best[k] = {-1, 0};
+  for (int32_t i = 0; i < count; ++i) {  // no pixels but at a root
+    Best& best = s.best[runs[i].label];
+    if (s.pixels[i] > best.pixels) best = {i, s.pixels[i]};
   }
   __builtin_memcpy(out, labels, size_t(depth * height * width) * sizeof(L));
   for (int64_t row = 0; row < depth * height; ++row)
     for (int32_t i = s.row_end[row]; i < s.row_end[row + 1]; ++i) {
       const Run& run = runs[i];
-      if (run.parent != s.best[run.label])
-        __builtin_memset(out + row * width + run.first, 0, size_t(run.last - run.first) * sizeof(L));
+      if (run.parent != s.best[run.label].root) clear(out + row * width + run.first, run.last - run.first);
     }
 }
 

@@ -34,7 +34,7 @@ void entropy_row(const Planar<S>& x, const Planar<S>& out, const RowArgs<Compute
   for (int64_t i = 0; i < x.n; i += kWidth<T>) {
     const int64_t at = vector_start<T>(i, x.n);
     const Vec<T> top = load_classes<K>(x, classes, at, d.data());
-    Vec<T> u = Vec<T>{}, s = Vec<T>{};
+    Vec<T> u = Vec<T>{}, u_lost = Vec<T>{}, s = Vec<T>{};
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{}, moment = Vec<T>{};
 #pragma GCC unroll 8
@@ -44,7 +44,7 @@ void entropy_row(const Planar<S>& x, const Planar<S>& out, const RowArgs<Compute
         part += e[k];
         moment += e[k] * d[k];
       }
-      u += part;
+      add_compensated<T>(u, u_lost, part);
       s += moment;
     });
     const Vec<T> inverse = T(1) / u, mean = s * inverse, scale = (load(a.grad + at) + top * T(0)) * inverse;

@@ -62,7 +62,7 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
     __builtin_memcpy(&label, labels + at, sizeof label);
     const IVec<T> valid = label >= 0;
     const Vec<T> top = load_classes<K>(x, classes, at, q.data());
-    Vec<T> u = Vec<T>{}, w = splat<T>(1);
+    Vec<T> u = Vec<T>{}, u_lost = Vec<T>{}, w = splat<T>(1);
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{};
 #pragma GCC unroll 8
@@ -71,7 +71,7 @@ void backward_row(const Planar<S>& x, const Planar<S>& out, const LossParams& p,
         part += q[k];
         if (p.class_weight) w = label == I(k) ? splat<T>(weight_of<T>(p, k)) : w;
       }
-      u += part;
+      add_compensated<T>(u, u_lost, part);
     });
     const Vec<T> inverse = T(1) / u;
     const IVec<T> inside = load_mask<T>(masked, at);

@@ -76,7 +76,7 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
     const int64_t at = vector_start<T>(i, x.n);
     const IVec<T> label = labels_at<T>(labels, at, i), valid = label >= 0;
     const Vec<T> top = load_classes<K>(x, classes, at, e.data());
-    Vec<T> others = Vec<T>{}, own_d = Vec<T>{}, own_e = Vec<T>{}, w = splat<T>(1);
+    Vec<T> others = Vec<T>{}, others_lost = Vec<T>{}, own_d = Vec<T>{}, own_e = Vec<T>{}, w = splat<T>(1);
     for_each_group<K>(classes, [&](int64_t first, int64_t last) {
       Vec<T> part = Vec<T>{};
 #pragma GCC unroll 8
@@ -89,7 +89,7 @@ void forward_row(const Planar<S>& x, const LossParams& p, const IVecElement<Comp
         own_e = is_label ? e[k] : own_e;
         if (p.class_weight) w = is_label ? splat<T>(weight_of<T>(p, k)) : w;
       }
-      others += part;
+      add_compensated<T>(others, others_lost, part);
     });
     const Vec<T> z = (own_e - T(1)) + others, u = z + T(1), inverse = T(1) / u;
     const Vec<T> l = log_from_one<T>(u) + (z - (u - T(1))) * inverse - own_d;

@@ -318,6 +318,15 @@ ENTMASK_INLINE void for_each_group(int64_t classes, F&& f) {
   }
 }
 
+// Adds the sum of a group of exponentials, and what rounding lost to the next: beside the maximum's own 1 the sums of
+// many other groups would be lost one by one.
+template <class T>
+ENTMASK_INLINE void add_compensated(Vec<T>& sum, Vec<T>& lost, Vec<T> v) {
+  const Vec<T> kept = v - lost, total = sum + kept;
+  lost = (total - sum) - kept;
+  sum = total;
+}
+
 // One vector per class: in registers where the number of classes is a constant, else in memory given for them.
 template <class T, int K>
 struct ClassVectors {

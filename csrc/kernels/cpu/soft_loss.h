@@ -155,8 +155,9 @@ ENTMASK_INLINE auto with_soft_dtype(const SoftLossParams& p, F&& f) {
   return p.dtype == Dtype::float64 || p.target_dtype == Dtype::float64 ? f(Type<double>{}) : f(Type<float>{});
 }
 
-// e_k = exp(x_k - max) and f_k = exp(y_k - max) of a vector of pixels, from the logits; KL also the sum of f_k (ln q_k
-// - ln p_k), but for the sums' logarithms.
+// e_k = exp(x_k - max) and f_k = exp(y_k - max) of a vector of pixels, from the logits, and their sums. KL: the sums
+// but for the maximum's own 1, beside which a sure softmax's other classes would be lost, and the sum of f_k (ln q_k -
+// ln p_k) but for the whole sums' logarithms.
 template <class T>
 struct SoftSums {
   Vec<T> x, y, moment;
@@ -164,7 +165,7 @@ struct SoftSums {
 template <int K, bool KL, class T>
 ENTMASK_INLINE SoftSums<T> soft_exponentials(int64_t classes, Vec<T> x_top, Vec<T> y_top, ClassVectors<T, K>& e,
                                              ClassVectors<T, K>& f) {
-  SoftSums<T> sums{};
+  SoftSums<T> sums{}, lost{}, greatest{};
   for_each_group<K>(classes, [&](int64_t first, int64_t last) {
     SoftSums<T> part{};
 #pragma GCC unroll 8
@@ -172,13 +173,21 @@ ENTMASK_INLINE SoftSums<T> soft_exponentials(int64_t classes, Vec<T> x_top, Vec<
       const Vec<T> a = e[k] - x_top, b = f[k] - y_top;
       e[k] = exp_nonpositive<T>(a);
       f[k] = exp_nonpositive<T>(b);
-      part.x += e[k];
-      part.y += f[k];
-      // b - a is infinite or NaN where a class cannot be: it counts only where q_k is not 0.
-      if constexpr (KL) part.moment = add_where<T>(~(f[k] == T(0)), part.moment, f[k] * (b - a));
+      if constexpr (KL) {
+        // Of the greatest so far and the next the smaller is added. A NaN is: the greatest is one only where all are.
+        part.x += min(greatest.x, e[k]);
+        part.y += min(greatest.y, f[k]);
+        greatest.x = max(e[k], greatest.x);
+        greatest.y = max(f[k], greatest.y);
+        // b - a is infinite or NaN where a class cannot be: it counts only where q_k is not 0.
+        part.moment = add_where<T>(~(f[k] == T(0)), part.moment, f[k] * (b - a));
+      } else {
+        part.x += e[k];
+        part.y += f[k];
+      }
     }
-    sums.x += part.x;
-    sums.y += part.y;
+    add_compensated<T>(sums.x, lost.x, part.x);
+    add_compensated<T>(sums.y, lost.y, part.y);
     sums.moment += part.moment;
   });
   return sums;

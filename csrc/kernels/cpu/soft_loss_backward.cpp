@@ -18,19 +18,20 @@ void backward_row(const A& x, const A& y, const A& out, int64_t n_classes, typen
     __builtin_memcpy(&counts, where + at, sizeof counts);
     const Vec<T> x_top = load_classes<K>(x, classes, at, p.data()), y_top = load_classes<K>(y, classes, at, d.data());
     const SoftSums<T> sums = soft_exponentials<K, false>(classes, x_top, y_top, p, d);
-    const Vec<T> x_scale = T(1) / sums.x, y_scale = T(1) / sums.y;
+    // p_k - q_k = (e_k - f_k U_x / U_y) / U_x, exactly 0 where the logits are the same.
+    const Vec<T> ratio = sums.x / sums.y, scale = T(1) / sums.x;
     if constexpr (KL) {
 #pragma GCC unroll 8
       for (int64_t k = 0; k < classes; ++k)
-        out.store_class(k, at, keep_where<T>(counts, grad * (p[k] * x_scale - d[k] * y_scale)));
+        out.store_class(k, at, keep_where<T>(counts, (grad * scale) * (p[k] - d[k] * ratio)));
     } else {
       Vec<T> dot = Vec<T>{};
       for_each_group<K>(classes, [&](int64_t first, int64_t last) {
         Vec<T> part = Vec<T>{};
 #pragma GCC unroll 8
         for (int64_t k = first; k < last; ++k) {
-          p[k] = p[k] * x_scale;
-          d[k] = p[k] - d[k] * y_scale;
+          d[k] = (p[k] - d[k] * ratio) * scale;
+          p[k] = p[k] * scale;
           part += p[k] * d[k];
         }
         dot += part;

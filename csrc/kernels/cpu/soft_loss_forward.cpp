@@ -1,11 +1,12 @@
 // Forward of the soft loss: the distance between two softmaxes, one pass over both.
 //
-//   mse: sum_k (p_k - q_k)^2
-//   kl:  sum_k q_k (ln q_k - ln p_k) = sum_k q_k ((y_k - max y) - (x_k - max x)) + ln U_x - ln U_y, U = sum_k e^(. -
-//   max)
+//   mse: sum_k (p_k - q_k)^2 = sum_k (e_k - f_k U_x / U_y)^2 / U_x^2, e_k = e^(x_k - max x), f_k = e^(y_k - max y)
+//   kl:  sum_k q_k (ln q_k - ln p_k) = sum_k f_k ((y_k - max y) - (x_k - max x)) / U_y + ln(U_x / U_y)
 //
-// The logarithms of the probabilities are never taken, so that a class of tiny probability costs what it should and one
-// that cannot be costs infinity. Sums: as in the consistency loss, at most kFlushVectors vectors, then in double.
+// Both are exactly 0 where the logits are the same, whatever products are fused with a sum. The logarithms of the
+// probabilities are never taken, so that a class of tiny probability costs what it should and one that cannot be costs
+// infinity; that of U_x / U_y is of 1 + t or 1 / (1 + t), t >= 0 from the sums without the maximum's own 1. Sums over
+// pixels: as in the consistency loss, at most kFlushVectors vectors, then in double.
 #include "soft_loss.h"
 #include "table.h"
 
@@ -30,19 +31,25 @@ void forward_row(const A& x, const A& y, int64_t n_classes, const IVecElement<ty
     const SoftSums<T> sums = soft_exponentials<K, KL>(classes, x_top, y_top, e, f);
     Vec<T> distance = Vec<T>{};
     if constexpr (KL) {
-      const Vec<T> kl = sums.moment / sums.y + (log_from_one<T>(sums.x) - log_from_one<T>(sums.y));
-      distance = max(Vec<T>{}, kl + (sums.x - sums.x));  // the logarithm of a NaN is not one
+      const Vec<T> x_sum = sums.x + T(1), y_sum = sums.y + T(1), x_scale = T(1) / x_sum, y_scale = T(1) / y_sum;
+      const Vec<T> more = sums.x - sums.y;
+      const IVec<T> less = more < T(0);
+      const Vec<T> t = less ? -more * x_scale : more * y_scale, u = t + T(1);
+      // As in log1p_nonnegative, 1 / u being at hand; NaN where a softmax is.
+      const Vec<T> log = log_from_one<T>(u) + (t - (u - T(1))) * (less ? x_sum * y_scale : y_sum * x_scale);
+      distance = max(Vec<T>{}, sums.moment * y_scale + (less ? -log : log));
     } else {
-      const Vec<T> x_scale = T(1) / sums.x, y_scale = T(1) / sums.y;
+      const Vec<T> ratio = sums.x / sums.y, scale = T(1) / sums.x;
       for_each_group<K>(classes, [&](int64_t first, int64_t last) {
         Vec<T> part = Vec<T>{};
 #pragma GCC unroll 8
         for (int64_t k = first; k < last; ++k) {
-          const Vec<T> d = e[k] * x_scale - f[k] * y_scale;
+          const Vec<T> d = e[k] - f[k] * ratio;
           part += d * d;
         }
         distance += part;
       });
+      distance *= scale * scale;
     }
     total = add_where<T>(counts, total, distance);
   }

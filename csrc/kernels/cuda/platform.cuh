@@ -116,6 +116,14 @@ __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t 
 }
 
 // a * b, rounded: not contracted with a sum that it goes into.
+__device__ __forceinline__ float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  const volatile float product = a * b;
+  return product;
+#endif
+}
 __device__ __forceinline__ double rounded_product(double a, double b) {
 #ifdef __CUDA_ARCH__
   return __dmul_rn(a, b);

@@ -127,6 +127,13 @@ __device__ __forceinline__ SoftmaxOfMany<typename S::F, S::pixels> softmax_of_ma
   return out;
 }
 
+// p - q of a class from e^(x - m), e^(y - m) and 1 / their sums: exactly 0 where the logits are the same, which one
+// product fused with the difference would leave a rounding off.
+template <typename F>
+__device__ __forceinline__ F soft_difference(F e, F x_scale, F f, F y_scale) {
+  return rounded_product(e, x_scale) - rounded_product(f, y_scale);
+}
+
 // A class's q_k (ln q_k - ln p_k), but for the sums' logarithms, over their scale: f = e^dy. Nothing where q_k is 0;
 // the difference is infinite or NaN where a class cannot be.
 template <typename F>

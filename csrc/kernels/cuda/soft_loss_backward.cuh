@@ -50,10 +50,9 @@ __global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename
         store_classes<S>(static_cast<T*>(args.grad_logits) + offset, x, args.grad_logits_stride.c, a.classes - first);
       }
     };
-    // From p in x and q in y.
+    // From p in x and p - q in y.
     const auto gradient = [&](int k, int p, F dot) {
-      const F difference = x[k][p] - y[k][p];
-      const F of_class = a.kl ? grad * difference : 2 * grad * x[k][p] * (difference - dot);
+      const F of_class = a.kl ? grad * y[k][p] : 2 * grad * x[k][p] * (y[k][p] - dot);
       x[k][p] = counts[p] ? of_class : 0;
     };
 
@@ -68,9 +67,9 @@ __global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename
                 y_scale = exponentials<S>(y, d, p, a.classes).scale();
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) {
+          y[k][p] = soft_difference(x[k][p], x_scale, y[k][p], y_scale);
           x[k][p] *= x_scale;
-          y[k][p] *= y_scale;
-          dot += x[k][p] * (x[k][p] - y[k][p]);
+          dot += x[k][p] * y[k][p];
         }
 #pragma unroll
         for (int k = 0; k < S::chunk; ++k) gradient(k, p, dot);
@@ -88,8 +87,9 @@ __global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename
         for (int k = 0; k < S::chunk; ++k) {
 #pragma unroll
           for (int p = 0; p < S::pixels; ++p) {
-            x[k][p] = exponential(x[k][p] - of_x.max[p]) * of_x.scale[p];
-            y[k][p] = exponential(y[k][p] - of_y.max[p]) * of_y.scale[p];
+            const F e = exponential(x[k][p] - of_x.max[p]), f = exponential(y[k][p] - of_y.max[p]);
+            y[k][p] = soft_difference(e, of_x.scale[p], f, of_y.scale[p]);
+            x[k][p] = e * of_x.scale[p];
           }
         }
       };
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename
           for (int p = 0; p < S::pixels; ++p) {
             F sum = 0;
 #pragma unroll
-            for (int k = 0; k < S::chunk; ++k) sum += x[k][p] * (x[k][p] - y[k][p]);
+            for (int k = 0; k < S::chunk; ++k) sum += x[k][p] * y[k][p];
             add_compensated(dot[p], lost[p], sum);
           }
         }

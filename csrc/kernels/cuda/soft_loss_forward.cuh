@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(soft_threads, sizeof(typename S::F) == 8 ? 2 :
         } else {
 #pragma unroll
           for (int k = 0; k < S::chunk; ++k) {
-            const F d = x[k][p] * x_scale - y[k][p] * y_scale;
+            const F d = soft_difference(x[k][p], x_scale, y[k][p], y_scale);
             sum += d * d;
           }
         }
@@ -72,11 +72,11 @@ __global__ void __launch_bounds__(soft_threads, sizeof(typename S::F) == 8 ? 2 :
           F sum = 0;
 #pragma unroll
           for (int k = 0; k < S::chunk; ++k) {
-            const F dx = x[k][p] - of_x.max[p], dy = y[k][p] - of_y.max[p], f = exponential(dy) * of_y.scale[p];
+            const F dx = x[k][p] - of_x.max[p], dy = y[k][p] - of_y.max[p], f = exponential(dy);
             if (a.kl) {
-              sum += kl_term(f, dx, dy);
+              sum += kl_term(f * of_y.scale[p], dx, dy);
             } else {
-              const F d = exponential(dx) * of_x.scale[p] - f;
+              const F d = soft_difference(exponential(dx), of_x.scale[p], f, of_y.scale[p]);
               sum += d * d;
             }
           }

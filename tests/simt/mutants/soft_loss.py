@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "soft loss backward: mse without the inner product",
         "soft_loss_backward.cuh",
-        "2 * grad * x[k][p] * (difference - dot);",
-        "2 * grad * x[k][p] * difference;",
+        "2 * grad * x[k][p] * (y[k][p] - dot);",
+        "2 * grad * x[k][p] * y[k][p];",
         SOFT,
     ),
     Mutant(
