@@ -68,7 +68,7 @@ gpu-speed: gpu-build
 
 # The long runs of the kernels without torch: sanitizers, and for CUDA, full-size traffic and what the machine code has.
 simt: setup
-	$(bin)/python -m pytest tests/simt tests/cpu -m long $(ARGS)
+	$(bin)/python -m pytest tests/simt tests/cpu -m long -n auto --dist loadfile $(ARGS)
 
 bench: setup
 	$(bin)/python -m benchmarks $(ARGS)
