@@ -224,6 +224,10 @@ def test_all_functions_compile(device: str) -> None:
             entmask_ext.patch_scores(x, (4, 2, 2), uncertainty="margin", score="count", threshold=number),
             *entmask_ext.pseudo_labels(x, min_confidence=number),
             *entmask_ext.consistency_loss(x, torch.zeros(4, 4, 6, 8, dtype=torch.int64, device=device)),
+            entmask_ext.soft_consistency_loss(x, x.flip(0), masked.mask[:, 0], kind="kl"),
+            entmask_ext.gather_patches(x, order.repeat(2).reshape(4, 2, 3, 4), 2),
+            entmask_ext.largest_components(x.argmax(1).to(torch.uint8), 2, connectivity=3),
+            entmask_ext.box_mask(order[:24].reshape(4, 6), (4, 6, 8)),
         )
 
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
@@ -279,15 +283,20 @@ def scheduled(s: float, image: Tensor, logits: Tensor, labels: Tensor, patches: 
     masked = entmask_ext.patch_mask(image, logits, 4, 0.5 * s, hint=0.3 * s, fill=-3 * s)
     counted = entmask_ext.patch_mask(image, logits, 4, score="count", threshold=0.9 * s, min_score=0.3 * s)
     given = entmask_ext.patch_mask_from_scores(image, masked.scores, 4, 1 - s, hint=s / 4, fill=s)
+    gated = entmask_ext.patch_mask(
+        image, logits, 4, 0.5, uncertainty="margin", min_confidence=0.8 * s, label_dtype=torch.uint8
+    )
+    assert gated.labels is not None
     losses = entmask_ext.consistency_loss(
-        logits, labels, patches, 4, mask_weight=2 * s, ce_weight=s + 1, dice_weight=s / 2, smooth=s * s,
-        denominator_offset=3 * s,
+        logits, labels, patches, 4, mask_weight=2 * s, visible_weight=1 - s, ce_weight=s + 1, dice_weight=s / 2,
+        smooth=s * s, denominator_offset=3 * s, dice_region="each",
     )  # fmt: skip
     return (
         *masked[:4],
         *counted[:4],
         *given[:4],
         *losses,
+        gated.labels,
         entmask_ext.patch_scores(logits, 4, score="count", threshold=0.5 * s),
         *entmask_ext.pseudo_labels(logits, min_confidence=0.9 * s),
         entmask_ext.select_patches(masked.scores, 0.7 * s, hint=0.2 * s),
@@ -463,7 +472,8 @@ def test_autocast_leaves_the_ops_alone(low: torch.dtype, device: str) -> None:
     def run(logits: Tensor) -> list[Tensor]:
         masked = entmask_ext.patch_mask(image, logits, 4, label_dtype=torch.uint8)
         losses = entmask_ext.consistency_loss(logits, labels, masked.patches, 4)
-        return [*masked, *losses, entmask_ext.entropy_map(logits)]
+        soft = entmask_ext.soft_consistency_loss(logits, logits.flip(0).detach(), kind="kl")
+        return [*masked, *losses, entmask_ext.entropy_map(logits), soft, entmask_ext.uncertainty_map(logits, "margin")]
 
     outside = run(logits)
     with torch.autocast(device, dtype=low):
@@ -502,6 +512,10 @@ def test_vmap_is_one_call_an_example(device: str) -> None:
         (lambda y: entmask_ext.largest_components(y, 4), (labels,)),
         (lambda x, y, z: entmask_ext.consistency_loss(x, y, z, 4, class_weight=weight), (logits, labels, patches)),
         (lambda x: entmask_ext.shuffle_patches(x[..., :8, :8], 4, order), (images,)),
+        (lambda x, s: entmask_ext.gather_patches(x[..., :8, :8], s, 4), (images, torch.randint(8, (3, 2, 2, 2)))),
+        (lambda x: entmask_ext.uncertainty_map(x, "margin"), (logits,)),
+        (lambda x, y: entmask_ext.soft_consistency_loss(x, y, kind="kl"), (logits, logits.flip(0))),
+        (lambda b: entmask_ext.box_mask(b, (9, 10)), (torch.randint(11, (3, 2, 4), device=device),)),
     ]
     for function, arguments in functions:
         got = torch.vmap(function)(*arguments)
@@ -535,11 +549,16 @@ def _tuple(results: Any) -> tuple[Tensor, ...]:
 def test_func_grad_works_or_says_that_it_does_not(device: str) -> None:
     logits = torch.randn(2, 3, 8, 9, dtype=torch.float64, device=device)
     labels = torch.randint(3, (2, 8, 9), device=device)
+    patches, source = torch.rand(2, 2, 3, device=device) < 0.5, torch.randint(8, (2, 2, 2), device=device)
     functions: list[Callable[[Any, Tensor], Tensor]] = [
         lambda module, x: module.entropy_map(x).square().sum(),
         lambda module, x: module.patch_scores(x, 4).square().sum(),
         lambda module, x: module.patch_mask(x, logits, 4, 0.5).image.square().sum(),
         lambda module, x: module.consistency_loss(x, labels).total,
+        lambda module, x: module.uncertainty_map(x, "margin").square().sum(),
+        lambda module, x: module.soft_consistency_loss(x, logits.flip(0), kind="kl"),
+        lambda module, x: module.patch_where(patches, x, logits, 4).square().sum(),
+        lambda module, x: module.gather_patches(x[..., :8], source, 4).square().sum(),
     ]
     for function in functions:
         want = torch.func.grad(lambda x, f=function: f(reference, x))(logits)
