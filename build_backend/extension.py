@@ -37,7 +37,12 @@ COMMON = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-param
 TORCH_FLAGS = ["-std=c++20", "-O2", "-fopenmp", "-ffp-contract=off", *COMMON]
 # No -ffast-math: NaN, infinities and signed zeros are part of what the kernels promise.
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", *COMMON]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-Xfatbin=-compress-all"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
+
+
+def nvcc_flags(kit: toolkit.Toolkit) -> list[str]:
+    """With machine code as small as that nvcc makes it."""
+    return [*NVCC_FLAGS, "--compress-mode=size" if int(kit.version.split(".")[0]) >= 13 else "-Xfatbin=-compress-all"]
 
 
 def isas() -> dict[str, list[str]]:
@@ -140,7 +145,7 @@ def ninja_file(torch: torch_env.TorchEnv, decision: toolkit.Decision) -> str:
     ]
     if kit:
         host = ["-ccbin", next(word for word in cxx if not word.endswith("cache"))] if os.environ.get("CXX") else []
-        nvcc = [kit.nvcc, *host, *NVCC_FLAGS, *toolkit.gencode(decision.archs)]
+        nvcc = [kit.nvcc, *host, *nvcc_flags(kit), *toolkit.gencode(decision.archs)]
         lines += [
             "rule nvcc",
             f"  command = {quote(nvcc)} -MD -MF $out.d -c $in -o $out",

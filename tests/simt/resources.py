@@ -105,7 +105,12 @@ def compile_kernels(archs: Sequence[str] = ()) -> list[Path]:
         raise Missing(f"no nvcc to compile with: {decision.reason}")
     folder = ROOT / "build" / "resources" / ("-".join(archs) or "all")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(decision.toolkit.nvcc), *extension.NVCC_FLAGS, *toolkit.gencode(archs or decision.archs), "-c"]
+    command = [
+        str(decision.toolkit.nvcc),
+        *extension.nvcc_flags(decision.toolkit),
+        *toolkit.gencode(archs or decision.archs),
+        "-c",
+    ]
 
     def build(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
