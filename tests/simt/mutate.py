@@ -96,6 +96,7 @@ Made by `python -m tests.simt.mutate --write`: each mutant is one change to the 
 tests fail. `caught by`: the build of [simt.md](simt.md) in which they did.
 
 {len(lines)} mutants: {caught} caught, {len(lines) - caught - missed} equivalent, {missed} missed.
+Not run yet: {len(MUTANTS) - len(lines)}.
 
 {HEADER}
 """
