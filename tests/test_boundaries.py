@@ -7,10 +7,13 @@ starts as NaN, so that nothing that was not written looks right. The CUDA kernel
 |---|---|---|
 | 1,024 pixels or elements (kChunk) | line buffers of every row; patterns of narrow patches | test_chunk, test_runs |
 | a chunk's whole patches; patches wider than a chunk | pooling | test_chunk |
-| 32,768 pixels (kItemPixels) | a strip of patches is split by rows, a cut strip has fewer | test_item |
+| 32,768 pixels (kItemPixels) | a strip is split by rows, a cut strip has fewer | test_item, test_moved_strips |
 | 8,192 pixels (kMapPixels) | pieces of the entropy map, of rows behind each other or not | test_map |
 | 16 rows, 8 above 128 classes (flush_rows) | products of 1 + z become logarithms | test_flush_of_rows |
 | 64 vectors (kFlushVectors) | the loss's sums go to double | test_flush_of_the_loss |
+| 8, 16, 32, 64, 512 bytes (copy_elements) | how a patch's row is copied | test_runs, test_copied_rows |
+| 64 patches of a strip (kPatches) | places of moved patches looked up at once | test_moved_patches |
+| 256 takers of these (kTakers) | the gradient looks up more of them for each row | test_many_takers |
 | 32 bytes (kRunBytes) | wider patches are copied, narrower ones blended | test_runs |
 | 2 to 16 lanes | a row's last vector is moved back, a shorter row is staged | test_lanes |
 | 2 to 64 elements of 16 to 64 bytes | 2, 3, 4 or 8 interleaved classes are unzipped | test_lanes |
@@ -275,6 +278,75 @@ def test_runs(width: int, device: str) -> None:
         shape = row(pixels, width, classes=2, channels=1 + width % 3)
         check_masking(shape, dtype, device)
         check_where(shape, torch.int8, device)
+
+
+def check_moving(
+    images: int,
+    sizes: tuple[int, ...],
+    patch: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    most: int | None = None,
+) -> None:
+    """Values and gradient of gather_patches, from the first `most` patches, and of shuffle_patches both ways."""
+    grid = [n // width for n, width in zip(sizes, patch, strict=True)]
+    patches = torch.Size(grid).numel()
+    source = torch.randint(most or images * patches, (images, *grid), device=device)
+    order = torch.randperm(patches, device=device)
+    plain = torch.randn(images, 2, *sizes, device=device).to(dtype)
+    incoming = torch.randn(plain.shape, device=device).to(dtype)
+    wide = plain.double().requires_grad_()
+    wanted = gradient(reference.gather_patches(wide, source, patch), wide, incoming)
+    for layout in THREE:
+        x = LAYOUTS[layout](plain).requires_grad_()
+        out = entmask_ext.gather_patches(x, source, patch)
+        assert_same_bits(out.detach(), reference.gather_patches(plain, source, patch))
+        for grad in (incoming, LAYOUTS[layout](incoming)):
+            assert_gradients_close(torch.autograd.grad(out, x, grad, retain_graph=True)[0], wanted)
+        for inverse in (False, True):
+            moved = entmask_ext.shuffle_patches(x.detach(), patch, order, inverse=inverse)
+            assert_same_bits(moved, reference.shuffle_patches(plain, patch, order, inverse=inverse))
+
+
+@devices
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [(torch.float16, (4, 8, 16, 32, 256)), (torch.float32, (4, 8, 16, 128)), (torch.float64, (4, 8, 64))],
+    ids=str,
+)
+def test_copied_rows(dtype: torch.dtype, lengths: tuple[int, ...], device: str) -> None:
+    for width in around(*lengths):
+        check_moving(2, (4, 3 * width), (2, width), dtype, device)
+    bytes_ = [n for n in around(8, 16, 32, 64, 512) if dtype is torch.float16]
+    for width in bytes_:
+        x = torch.randint(256, (2, 1, 2, 2 * width), device=device).to(torch.uint8)
+        source = torch.randint(4, (2, 1, 2), device=device)
+        got = entmask_ext.gather_patches(x, source, (2, width))
+        assert_same_bits(got, reference.gather_patches(x, source, (2, width)))
+
+
+@devices
+@pytest.mark.parametrize("count", around(64))
+def test_moved_patches(count: int, device: str) -> None:
+    for width in (1, 3, 17):
+        check_moving(2, (4, count * width), (2, width), torch.float32, device)
+    check_moving(2, (2, 4, count), (1, 2, 1), torch.float32, device)
+
+
+@devices
+def test_many_takers(device: str) -> None:
+    """All patches of the batch are of the first few; then of one."""
+    for images in (1, 2, 3, 4, 5):
+        for columns in (51, 64, 65):
+            for most in (1, 3):
+                check_moving(images, (4, columns * 5), (4, 5), torch.float32, device, most)
+
+
+@devices
+def test_moved_strips(device: str) -> None:
+    """A strip of more than 32,768 pixels is several items."""
+    for sizes, patch in (((66, 993), (33, 331)), ((3, 40_000), (1, 20_000)), ((4, 40, 860), (4, 20, 430))):
+        check_moving(2, sizes, patch, torch.float32, device)
 
 
 WIDTHS = sorted({1, 2, 3, *around(4, 8, 16, 32), 5 * 4, 63, 64, 65})

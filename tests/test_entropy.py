@@ -203,6 +203,19 @@ def test_sums_of_many_pixels_stay_accurate(kind: str, sizes: tuple[int, ...], de
 
 
 @devices
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", [255, 2048])
+def test_sums_of_many_classes_stay_accurate(classes: int, dtype: torch.dtype, device: str) -> None:
+    """Nearly equal ones, where all groups make the same error, and ascending ones, where each is a new maximum."""
+    steps = torch.arange(classes, dtype=dtype, device=device)[:, None, None]
+    for slope in (0.0, 1e-4, 1e-3, 1e-2, 0.1):
+        for leader, top in ((0, 4.376), (classes // 2, 9.0), (classes - 1, 1.5)):
+            logits = (slope * steps + torch.rand(3, 37, dtype=dtype, device=device) / 100)[None]
+            logits[:, leader] += top
+            assert_scores_close(entmask_ext.entropy_map(logits), reference.entropy_map(logits.double()))
+
+
+@devices
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_probabilities_enter_as_their_logarithm(dtype: torch.dtype, device: str) -> None:
     probabilities = torch.rand(2, 3, 6, 6, dtype=torch.float64).pow(4)

@@ -5,6 +5,7 @@ Each is tried through the public function and through torch.ops, which compiled 
 
 import contextlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -603,3 +604,13 @@ def test_a_weight_with_a_tangent() -> None:
 def test_text_that_is_no_utf8() -> None:
     with pytest.raises(ValueError):
         entmask_ext.select_patches(torch.rand(1, 2, 2), order="\ud800")
+
+
+def test_an_unknown_instruction_set() -> None:
+    """A misspelt one must not run on the best there is."""
+    code = "import torch, entmask_ext; entmask_ext.entropy_map(torch.zeros(1, 2, 4, 4))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ENTMASK_CPU": "AVX2"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "ValueError: ENTMASK_CPU must be baseline, avx2 or avx512, got 'AVX2'" in done.stderr

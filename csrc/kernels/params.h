@@ -258,8 +258,8 @@ struct SoftLossBackwardParams {
 // Patches moved among the images of a group of `group` consecutive images; patches of a group are numbered image by
 // image. Elements are moved as bits of their size.
 //   out[i] = x[source[i]], or with inverse out[source[i]] = x[i]
-// On the CPU the op has checked that entries are in [0, group * P); on CUDA an entry outside writes 0 (inverse:
-// nothing).
+// On the CPU the op has checked that entries are in [0, group * P), and inverse is false: it inverts the source itself.
+// On CUDA an entry outside writes 0 (inverse: nothing).
 struct GatherParams {
   const void* x;          // [N, C, D, H, W], strides below
   void* out;              // [N, C, D, H, W], dense, strides below

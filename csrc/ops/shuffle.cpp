@@ -1,7 +1,7 @@
 // shuffle_patches, whose gradient is itself the other way round, and gather_patches, whose gradient adds up.
 #include <ATen/Functions.h>
 
-#include <vector>
+#include <tuple>
 
 #include "ops.h"
 #include "register.h"
@@ -56,18 +56,18 @@ Tensor shuffle_patches_kernel(const Tensor& x, at::IntArrayRef patch_size, const
                     "permutation must be 1-d with B * ", per_image, " entries (", per_image,
                     " patches per image) where B divides the batch of ", x.size(0), ", got shape ",
                     permutation.sizes());
-  const Tensor order = permutation.contiguous();
-  // On CUDA the entries are not looked at: that would wait for the device.
-  if (order.device().is_cpu()) {
-    std::vector<bool> seen(entries);
-    const int64_t* const entry = order.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < entries; ++i) {
-      TORCH_CHECK_VALUE(entry[i] >= 0 && entry[i] < entries && !seen[entry[i]], "permutation must hold each of 0 to ",
-                        entries - 1, " once, got ", entry[i], " at position ", i);
-      seen[entry[i]] = true;
-    }
+  if (!permutation.device().is_cpu())  // the entries are not looked at: that would wait for the device
+    return move(x, grid, true, permutation.contiguous(), entries / per_image, inverse);
+
+  const Tensor places = permutation.contiguous(), inverted = at::full_like(places, -1);
+  const int64_t* const entry = places.const_data_ptr<int64_t>();
+  int64_t* const place = inverted.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < entries; ++i) {
+    TORCH_CHECK_VALUE(entry[i] >= 0 && entry[i] < entries && place[entry[i]] < 0, "permutation must hold each of 0 to ",
+                      entries - 1, " once, got ", entry[i], " at position ", i);
+    place[entry[i]] = i;
   }
-  return move(x, grid, true, order, entries / per_image, inverse);
+  return move(x, grid, true, inverse ? inverted : places, entries / per_image, false);
 }
 
 struct ShufflePatches : torch::autograd::Function<ShufflePatches> {
@@ -125,14 +125,30 @@ Tensor gather_patches_kernel(const Tensor& x, const Tensor& source, at::IntArray
   return move(x, grid, has_channels(x, source), source.contiguous(), x.size(0), false);
 }
 
+// The takers of all patches, in ascending order for each of them, and where each one's begin. On CUDA those with an
+// entry out of range are before the first or after the last.
+std::tuple<Tensor, Tensor> takers_of(const Tensor& source) {
+  const int64_t patches = source.numel();
+  if (!source.device().is_cpu()) {
+    const auto [sorted, takers] = source.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+    return {takers, at::searchsorted(sorted, at::arange(patches + 1, source.options()))};
+  }
+  // Counted: at::sort takes longer than the sums.
+  const Tensor flat = source.contiguous(), takers = at::empty({patches}, flat.options());
+  const Tensor first = at::zeros({patches + 2}, flat.options());
+  const int64_t* const entry = flat.const_data_ptr<int64_t>();
+  int64_t *const taker = takers.mutable_data_ptr<int64_t>(), *const begin = first.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < patches; ++i) ++begin[entry[i] + 2];
+  for (int64_t q = 0; q < patches; ++q) begin[q + 2] += begin[q + 1];
+  for (int64_t i = 0; i < patches; ++i) taker[begin[entry[i] + 1]++] = i;
+  return {takers, first.narrow(0, 0, patches + 1)};
+}
+
 Tensor gather_patches_backward_kernel(const Tensor& grad, const Tensor& source, at::IntArrayRef patch_size) {
   const Grid grid = check_gather(grad, "grad", source, patch_size);
   const Tensor out = empty_like_format(grad);
   if (grad.numel() == 0) return out;
-  // The takers of each patch in ascending order: those with an entry out of range are before the first or after the
-  // last.
-  const auto [sorted, takers] = source.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const Tensor first = at::searchsorted(sorted, at::arange(sorted.numel() + 1, sorted.options()));
+  const auto [takers, first] = takers_of(source);
   GatherBackwardParams p{};
   const bool channels = has_channels(grad, source);
   p.grad = grad.const_data_ptr();

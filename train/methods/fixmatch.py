@@ -80,8 +80,8 @@ METHODS.add(
     "entropy-mix",
     Method(
         "strong views, the most uncertain patches taken from a partner, and a gate",
-        "as fixmatch, but every slice has its floor(mix_ratio P) patches of highest mean H replaced by the partner's",
-        lambda masking: gated(replace(masking, patch_size=2 * masking.patch_size), mix="unsure"),
+        "as fixmatch, but in place of the box the floor(mix_ratio P) patches of highest mean H are the partner's",
+        lambda masking: gated(replace(masking, patch_size=2 * masking.patch_size), mix="unsure", mix_probability=0.5),
         dice_of_accepted,
         "this project, on the parts of fixmatch",
     ),

@@ -1,4 +1,4 @@
-// How the pixels of an image are cut into work: strips and items.
+// How the pixels of an image are cut into work, strips and items, and how the rows of patches are copied.
 //
 // A strip is one row of patches of one image (2-D: patch[1] rows of pixels; 3-D: patch[0] * patch[1]). A strip of many
 // pixels is split by rows into several items, by shape alone.
@@ -58,6 +58,42 @@ struct Item {
   ENTMASK_INLINE int64_t z(int64_t r) const { return z0 + r / rows_y; }
   ENTMASK_INLINE int64_t y(int64_t r) const { return y0 + r % rows_y; }
 };
+
+template <int bytes>
+struct Block {
+  unsigned char byte[bytes];
+};
+// [from, from + n) to [to, to + n) by two blocks, the second ending with the row: bytes <= n <= 2 * bytes.
+template <int bytes>
+ENTMASK_INLINE void copy_ends(const char* from, char* to, int64_t n) {
+  Block<bytes> first, last;
+  __builtin_memcpy(&first, from, bytes);
+  __builtin_memcpy(&last, from + n - bytes, bytes);
+  __builtin_memcpy(to, &first, bytes);
+  __builtin_memcpy(to + n - bytes, &last, bytes);
+}
+
+// The row of a patch is short: a call of memcpy takes longer than the copy.
+template <class E>
+ENTMASK_INLINE void copy_elements(const E* from, E* to, int64_t count) {
+  const char* const in = reinterpret_cast<const char*>(from);
+  char* const out = reinterpret_cast<char*>(to);
+  const int64_t n = count * int64_t(sizeof(E));
+  if (n > 512) {
+    __builtin_memcpy(out, in, size_t(n));
+  } else if (n >= 64) {
+    for (int64_t i = 0; i + 64 < n; i += 64) __builtin_memcpy(out + i, in + i, 64);
+    __builtin_memcpy(out + n - 64, in + n - 64, 64);
+  } else if (n >= 32) {
+    copy_ends<32>(in, out, n);
+  } else if (n >= 16) {
+    copy_ends<16>(in, out, n);
+  } else if (n >= 8) {
+    copy_ends<8>(in, out, n);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
 
 // For each of n pixels of a row from column x on: value(j) of the patch column j that it lies in.
 template <class E, class F>

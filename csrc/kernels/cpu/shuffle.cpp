@@ -1,10 +1,15 @@
-// Patches moved among the images of a group: rows of a patch copied from or to where `source` says; and the gradient,
-// which adds up the patches that took one.
+// Patches moved among the images of a group, and the gradient, which adds up the patches that took one.
+//
+// A strip's rows are written from left to right, each from as many places as it has patches: reads of a patch are rows
+// of one plane, and writes, which cost more, are one stream.
 #include "grid.h"
 #include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
+
+constexpr int64_t kPatches = 64;  // of a strip, handled at a time
+constexpr int64_t kTakers = 256;  // of these, whose addresses are looked up once
 
 // The first element of patch `patch` of image n.
 ENTMASK_INLINE int64_t patch_offset(const Grid& g, const Strides& s, int64_t n, int64_t patch) {
@@ -12,40 +17,80 @@ ENTMASK_INLINE int64_t patch_offset(const Grid& g, const Strides& s, int64_t n, 
   return n * s.n + gz * g.patch[0] * s.d + gy * g.patch[1] * s.h + gx * g.patch[2] * s.w;
 }
 
-// One item: one patch of one image, all its channels.
+// The rows of a patch in two tensors and the steps between a row's elements: one row per channel, or, where both have a pixel's channels side by side, one that
+// holds them all.
+struct PatchRows {
+  int64_t planes, length, from_step, to_step;
+
+  ENTMASK_INLINE PatchRows(const Grid& g, int64_t channels, const Strides& from, const Strides& to) {
+    const bool interleaved = from.c == 1 && to.c == 1 && from.w == channels && to.w == channels;
+    planes = interleaved ? 1 : channels;
+    length = interleaved ? g.patch[2] * channels : g.patch[2];
+    from_step = interleaved ? 1 : from.w;
+    to_step = interleaved ? 1 : to.w;
+  }
+
+  template <class E>
+  ENTMASK_INLINE void copy(const E* from, E* to) const {
+    if (from_step == 1 && to_step == 1) return copy_elements(from, to, length);
+    for (int64_t i = 0; i < length; ++i) to[i * to_step] = from[i * from_step];
+  }
+  // kWidth elements of a row from the i-th on; those beyond its end read as 0 and are not written.
+  template <class S>
+  ENTMASK_INLINE Vec<Compute<S>> load_from(const S* from, int64_t i) const {
+    constexpr int64_t width = kWidth<Compute<S>>;
+    if (from_step == 1 && length - i >= width) return load(from + i);
+    S lanes[width] = {};
+    for (int64_t k = 0; k < width && i + k < length; ++k) lanes[k] = from[(i + k) * from_step];
+    return load(lanes);
+  }
+  template <class S>
+  ENTMASK_INLINE void store_to(S* to, int64_t i, Vec<Compute<S>> v) const {
+    constexpr int64_t width = kWidth<Compute<S>>;
+    if (to_step == 1 && length - i >= width) return store(to + i, v);
+    S lanes[width];
+    store(lanes, v);
+    for (int64_t k = 0; k < width && i + k < length; ++k) to[(i + k) * to_step] = lanes[k];
+  }
+};
+
+// Calls f(offset in a plane of `from`, in one of `to`) for every plane and row of an item.
+template <class F>
+ENTMASK_INLINE void for_each_row(const Item& item, int64_t planes, const Strides& from, const Strides& to, F&& f) {
+  for (int64_t c = 0; c < planes; ++c)
+    for (int64_t r = item.first; r < item.last; ++r) {
+      const int64_t z = item.z(r) - item.z0, y = item.y(r) - item.y0;
+      f(c * from.c + z * from.d + y * from.h, c * to.c + z * to.d + y * to.h);
+    }
+}
+
 template <class E>
 void move(const GatherParams& p, int64_t begin, int64_t end) {
   const Grid& g = p.grid;
   const Strides &xs = p.x_stride, &os = p.out_stride;
-  const int64_t per_image = g.count[0] * g.count[1] * g.count[2];
-  const int64_t pd = g.patch[0], ph = g.patch[1], pw = g.patch[2];
-  const bool interleaved = xs.c == 1 && os.c == 1 && xs.w == p.channels && os.w == p.channels;
-  const int64_t planes = interleaved ? 1 : p.channels, run = interleaved ? pw * p.channels : pw;
-  const int64_t x_step = interleaved ? 1 : xs.w, o_step = interleaved ? 1 : os.w;
-
-  auto first_pixel = [&](const Strides& s, int64_t group, int64_t patch) {
-    return patch_offset(g, s, group * p.group + patch / per_image, patch % per_image);
-  };
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t in_group = p.group * per_image, group = item / in_group, patch = item % in_group;
-    const int64_t other = p.source[patch];
-    const E* const from = static_cast<const E*>(p.x) + first_pixel(xs, group, p.inverse ? patch : other);
-    E* const to = static_cast<E*>(p.out) + first_pixel(os, group, p.inverse ? other : patch);
-    for (int64_t c = 0; c < planes; ++c)
-      for (int64_t z = 0; z < pd; ++z)
-        for (int64_t y = 0; y < ph; ++y) {
-          const E* const in = from + c * xs.c + z * xs.d + y * xs.h;
-          E* const out = to + c * os.c + z * os.d + y * os.h;
-          if (x_step == 1 && o_step == 1) {
-            __builtin_memcpy(out, in, size_t(run) * sizeof(E));
-          } else {
-            for (int64_t i = 0; i < run; ++i) out[i * o_step] = in[i * x_step];
-          }
-        }
+  const int64_t splits = strip_splits(g), per_image = g.count[0] * g.count[1] * g.count[2];
+  const PatchRows rows(g, p.channels, xs, os);
+  const int64_t width = g.patch[2] * os.w;  // of a patch, in `out`
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item(g, splits, index);
+    const int64_t in_group = item.n % p.group, of_image = item.strip * g.count[2] - item.n * per_image;
+    const int64_t* const source = p.source + in_group * per_image + of_image;
+    for (int64_t j = 0; j < g.count[2]; j += kPatches) {
+      const int64_t count = g.count[2] - j < kPatches ? g.count[2] - j : kPatches;
+      const E* from[kPatches];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t image = item.n - in_group + source[j + i] / per_image;
+        from[i] = static_cast<const E*>(p.x) + patch_offset(g, xs, image, source[j + i] % per_image);
+      }
+      E* const to = static_cast<E*>(p.out) + patch_offset(g, os, item.n, of_image + j);
+      for_each_row(item, rows.planes, xs, os, [&](int64_t x, int64_t out) {
+        for (int64_t i = 0; i < count; ++i) rows.copy(from[i] + x, to + out + i * width);
+      });
+    }
   }
 }
 
-int64_t items(const GatherParams& p) { return p.batch * p.grid.count[0] * p.grid.count[1] * p.grid.count[2]; }
+int64_t items(const GatherParams& p) { return strip_items(p.grid, p.batch); }
 
 void run(const GatherParams& p, const Memory&, int64_t begin, int64_t end) {
   switch (p.bytes) {
@@ -62,37 +107,53 @@ void run(const GatherParams& p, const Memory&, int64_t begin, int64_t end) {
 
 // ---------------------------------------------------------------- gradient
 //
-// One item: one patch, all its channels. Its rows are added up in double, a piece of a row at a time.
+// A patch that one patch took is copied from it; the takers of another are added up in double.
 
 template <class S>
 void add_takers(const GatherBackwardParams& p, int64_t begin, int64_t end) {
+  using T = Compute<S>;
+  typedef double Sum __attribute__((vector_size(kWidth<T> * sizeof(double))));
   const Grid& g = p.grid;
   const Strides &is = p.grad_stride, &os = p.out_stride;
-  const int64_t per_image = g.count[0] * g.count[1] * g.count[2];
-  const S* const grad = static_cast<const S*>(p.grad);
-  double sum[kChunk];
-  for (int64_t patch = begin; patch < end; ++patch) {
-    S* const to = static_cast<S*>(p.out) + patch_offset(g, os, patch / per_image, patch % per_image);
-    for (int64_t c = 0; c < p.channels; ++c)
-      for (int64_t z = 0; z < g.patch[0]; ++z)
-        for (int64_t y = 0; y < g.patch[1]; ++y)
-          for (int64_t x = 0; x < g.patch[2]; x += kChunk) {
-            const int64_t n = g.patch[2] - x < kChunk ? g.patch[2] - x : kChunk;
-            const auto row = [&](const Strides& s) { return c * s.c + z * s.d + y * s.h + x * s.w; };
-            for (int64_t i = 0; i < n; ++i) sum[i] = 0;
-            for (int64_t j = p.first[patch]; j < p.first[patch + 1]; ++j) {
-              const int64_t taker = p.takers[j];
-              const S* const from = grad + patch_offset(g, is, taker / per_image, taker % per_image) + row(is);
-              for (int64_t i = 0; i < n; ++i) sum[i] += double(scalar(from[i * is.w]));
-            }
-            for (int64_t i = 0; i < n; ++i) store(to + row(os) + i * os.w, splat<Compute<S>>(Compute<S>(sum[i])), 1);
+  const int64_t splits = strip_splits(g), per_image = g.count[0] * g.count[1] * g.count[2];
+  const PatchRows rows(g, p.channels, is, os);
+  const int64_t width = g.patch[2] * os.w;
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item(g, splits, index);
+    for (int64_t j = 0; j < g.count[2]; j += kPatches) {
+      const int64_t patch = item.strip * g.count[2] + j;
+      const int64_t count = g.count[2] - j < kPatches ? g.count[2] - j : kPatches;
+      const int64_t* const first = p.first + patch;
+      const auto find = [&](int64_t t) {
+        const int64_t taker = p.takers[t];
+        return static_cast<const S*>(p.grad) + patch_offset(g, is, taker / per_image, taker % per_image);
+      };
+      const S* found[kTakers];
+      const int64_t known = first[count] - first[0] < kTakers ? first[count] : first[0] + kTakers;
+      for (int64_t t = first[0]; t < known; ++t) found[t - first[0]] = find(t);
+      const auto taker_at = [&](int64_t t) { return t < known ? found[t - first[0]] : find(t); };
+
+      S* const to = static_cast<S*>(p.out) + patch_offset(g, os, item.n, patch - item.n * per_image);
+      for_each_row(item, rows.planes, is, os, [&](int64_t from, int64_t out) {
+        for (int64_t i = 0; i < count; ++i) {
+          S* const row = to + out + i * width;
+          if (first[i + 1] - first[i] == 1) {
+            rows.copy(taker_at(first[i]) + from, row);
+            continue;
           }
+          for (int64_t k = 0; k < rows.length; k += kWidth<T>) {
+            Sum sum{};
+            for (int64_t t = first[i]; t < first[i + 1]; ++t)
+              sum += __builtin_convertvector(rows.load_from(taker_at(t) + from, k), Sum);
+            rows.store_to(row, k, __builtin_convertvector(sum, Vec<T>));
+          }
+        }
+      });
+    }
   }
 }
 
-int64_t backward_items(const GatherBackwardParams& p) {
-  return p.batch * p.grid.count[0] * p.grid.count[1] * p.grid.count[2];
-}
+int64_t backward_items(const GatherBackwardParams& p) { return strip_items(p.grid, p.batch); }
 
 void run_backward(const GatherBackwardParams& p, const Memory&, int64_t begin, int64_t end) {
   with_dtype(p.dtype, [&](auto s) { add_takers<typename decltype(s)::type>(p, begin, end); });

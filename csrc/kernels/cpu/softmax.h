@@ -18,12 +18,19 @@ namespace entmask::cpu::ENTMASK_ISA {
 template <class T>
 constexpr T kLeast = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
 
-// The maximum of some classes, the sums over the others relative to it, the largest of these, and the first index that
-// reaches the maximum.
+// A greater maximum moves the sums only where it is by more than this above what they are relative to: each move then
+// shrinks by e^-kSlack what it rounds, so that errors do not add up over many classes in ascending order.
+constexpr int kSlack = 2;
+
+// The maximum of some classes, the sums over the others relative to base, with what rounding lost of them, the largest
+// of these, and the first index that reaches the maximum. In the end the base is the maximum.
 template <class T>
 struct Softmax {
-  Vec<T> max, z, s, second;
+  Vec<T> max, base, z, s, z_lost, s_lost, second;
   IVec<T> label;
+
+  // f = exp(base - to): z <- f z, s <- f (s + z (base - to))
+  ENTMASK_INLINE void move(Vec<T> to);
 };
 
 // Turns +inf, NaN and "every class -inf" into NaN: m - m is 0 only for a finite maximum. A NaN class is in z already.
@@ -46,6 +53,17 @@ ENTMASK_INLINE Vec<T> doubt_of(const Softmax<T>& p, bool margin, T scale) {
 template <class T>
 ENTMASK_INLINE Vec<T> confidence_of(const Softmax<T>& p) {
   return T(1) / (p.z + T(1)) + (p.max - p.max);
+}
+
+template <class T>
+ENTMASK_INLINE void Softmax<T>::move(Vec<T> to) {
+  Vec<T> f = Vec<T>{}, moment = Vec<T>{};
+  add_exp<T>(base - to, f, moment);
+  s = s * f + z * moment;
+  z *= f;
+  s_lost = s_lost * f + z_lost * moment;
+  z_lost *= f;
+  base = to;
 }
 
 enum class Part { all, first, more };  // of the classes
@@ -71,19 +89,20 @@ ENTMASK_INLINE void add_classes(const A& x, int64_t k, int64_t i, Softmax<typena
   for (int g = first; g < G; ++g) second = max(rest[g], second);
   p.second = second;
   // A part may be all -inf while another class is finite: then -inf - -inf must not make a NaN.
-  const Vec<T> base = part == Part::all ? top : max(splat<T>(kLeast<T>), top);
+  const Vec<T> finite = part == Part::all ? top : max(splat<T>(kLeast<T>), top);
+  if constexpr (first)
+    p.base = finite;
+  else
+    p.move(finite > p.base + T(kSlack) ? finite : p.base);
   Vec<T> z = Vec<T>{}, sum = Vec<T>{};
 #pragma GCC unroll 8
-  for (int g = first; g < G; ++g) add_exp<T>(rest[g] - base, z, sum);
+  for (int g = first; g < G; ++g) add_exp<T>(rest[g] - p.base, z, sum);
   if constexpr (first) {
     p.z = z;
     p.s = sum;
   } else {
-    // The sums so far were relative to the old maximum: f = exp(old - new), z <- f z, s <- f (s + z (old - new)).
-    Vec<T> f = Vec<T>{}, moment = Vec<T>{};
-    add_exp<T>(p.max - base, f, moment);
-    p.s = p.s * f + (p.z * moment + sum);
-    p.z = p.z * f + z;
+    add_compensated<T>(p.s, p.s_lost, sum);
+    add_compensated<T>(p.z, p.z_lost, z);
   }
   p.max = top;
 }
@@ -105,6 +124,7 @@ ENTMASK_INLINE Softmax<typename A::T> softmax(const A& x, int64_t classes, int64
     for (; k + 4 <= classes; k += 4) add_classes<labels, 4, Part::more>(x, k, i, p);
     for (; k + 2 <= classes; k += 2) add_classes<labels, 2, Part::more>(x, k, i, p);
     if (k < classes) add_classes<labels, 1, Part::more>(x, k, i, p);
+    p.move(max(splat<T>(kLeast<T>), p.max));
   }
   return p;
 }

@@ -24,7 +24,7 @@ struct Source {
   ENTMASK_INLINE void write(int64_t r, int64_t first, int64_t n, E* out, int64_t out_step) const {
     const E* const from = row ? at(r) + first * step : nullptr;
     if (from && step == 1 && out_step == 1) {
-      __builtin_memcpy(out, from, size_t(n) * sizeof(E));
+      copy_elements(from, out, n);
     } else if (from) {
       for (int64_t i = 0; i < n; ++i) out[i * out_step] = from[i * step];
     } else if (out_step == 1) {
