@@ -125,12 +125,12 @@ def test_loss_of_labels_that_lie_oddly(width: int, label: type, dtype: str, mode
 
 
 @each_mode
-@pytest.mark.parametrize("multiprocessors", [1, 3, 100])
+@pytest.mark.parametrize(("multiprocessors", "dice_each"), [(1, False), (1, True), (3, True), (100, False)])
 @pytest.mark.parametrize("classes", [4, 12])
-def test_loss_for_any_grid(multiprocessors: int, classes: int, mode: str) -> None:
-    """Few blocks that loop over many pixels, or more blocks than pixels need."""
-    x, labels, options = case((3, classes, 40, 36), (8, 12), "float32", label=np.uint8, seed=classes)
-    options["dice_each"] = multiprocessors == 3
+def test_loss_for_any_grid(multiprocessors: int, dice_each: bool, classes: int, mode: str) -> None:
+    """Few blocks whose threads go from pixels of one region to those of another, or more blocks than pixels need."""
+    x, labels, options = case((3, classes, 60, 72), (4, 12), "float32", label=np.uint8, seed=classes)
+    options["dice_each"] = dice_each
     check(x, labels, options, mode, multiprocessors=multiprocessors)
 
 
