@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 namespace entmask::ops {
 namespace {
@@ -32,6 +34,27 @@ bool is_count(const NumberArgument& n) { return n.is_tensor() && is_integer(n.te
 void check_value(double value, const NumberArgument& n) {
   TORCH_CHECK_VALUE(!std::isnan(value), n.name, " must be a number, got NaN");
   if (n.fraction) check_fraction(value, n.name);
+}
+
+template <class T>
+uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtype) {
+  uint64_t bits = 0;
+  T stored;
+  if constexpr (std::is_floating_point_v<T> || std::is_same_v<T, at::Half> || std::is_same_v<T, at::BFloat16>) {
+    const double value = number.toDouble();
+    stored = static_cast<T>(value);
+    TORCH_CHECK_VALUE(!std::isfinite(value) || std::isfinite(static_cast<double>(stored)), name, " must fit ", dtype,
+                      ", got ", value);
+  } else {
+    const bool whole = !number.isFloatingPoint() ||
+                       (std::trunc(number.toDouble()) == number.toDouble() && std::abs(number.toDouble()) < 0x1p63);
+    const int64_t value = whole ? number.to<int64_t>() : 0;
+    stored = static_cast<T>(value);
+    TORCH_CHECK_VALUE(whole && static_cast<int64_t>(stored) == value, name, " must be a number that ", dtype,
+                      " represents, got ", number);
+  }
+  std::memcpy(&bits, &stored, sizeof stored);
+  return bits;
 }
 
 }  // namespace
@@ -193,6 +216,40 @@ HeldNumber make_number(const NumberArgument& n, at::ScalarType dtype, const at::
 int64_t share(double fraction, int64_t n) {
   const double product = fraction * double(n);
   return std::min(n, int64_t(product + 1e-6));
+}
+
+uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtype) {
+  TORCH_CHECK_TYPE(!number.isComplex(), name, " must be a real number, got ", number);
+  TORCH_CHECK_TYPE(!number.isBoolean() || dtype == at::kBool, name, " must be a number for ", dtype, ", got a bool");
+  switch (dtype) {
+    case at::kDouble:
+      return bits_of<double>(number, name, dtype);
+    case at::kFloat:
+      return bits_of<float>(number, name, dtype);
+    case at::kHalf:
+      return bits_of<at::Half>(number, name, dtype);
+    case at::kBFloat16:
+      return bits_of<at::BFloat16>(number, name, dtype);
+    case at::kBool:
+      return bits_of<bool>(number, name, dtype);
+    case at::kByte:
+      return bits_of<uint8_t>(number, name, dtype);
+    case at::kChar:
+      return bits_of<int8_t>(number, name, dtype);
+    case at::kShort:
+      return bits_of<int16_t>(number, name, dtype);
+    case at::kInt:
+      return bits_of<int32_t>(number, name, dtype);
+    case at::kLong:
+      return bits_of<int64_t>(number, name, dtype);
+    default:
+      TORCH_CHECK_TYPE(false, name, " is a number for floating, bool, uint8 and int8 to int64 tensors, got ", dtype);
+  }
+}
+
+void check_mask_dtype(const Tensor& image, optional<at::ScalarType> dtype) {
+  TORCH_CHECK_VALUE(!dtype || *dtype == at::kBool || *dtype == image.scalar_type(),
+                    "mask_dtype must be None, torch.bool or the image's dtype ", image.scalar_type(), ", got ", *dtype);
 }
 
 Tensor empty_like_format(const Tensor& t) { return at::empty(t.sizes(), t.options(), t.suggest_memory_format()); }

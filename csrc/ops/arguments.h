@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Scalar.h>
 #include <c10/core/SymInt.h>
 #include <c10/util/DimVector.h>
 
@@ -47,6 +48,12 @@ template <class... Why>
 void check_shape(const Tensor& t, const char* name, c10::SymIntArrayRef shape, const Why&... why) {
   TORCH_CHECK_VALUE(t.sym_sizes().equals(shape), name, " must have shape ", shape, why..., ", got ", t.sym_sizes());
 }
+
+// None, bool or the image's dtype.
+void check_mask_dtype(const Tensor& image, optional<at::ScalarType> dtype);
+// The number in a dtype: uint64 of its bits. ValueError for one that the dtype cannot represent; a fraction that a
+// floating dtype rounds is representable, infinities and NaN are as well.
+uint64_t bits_of(const at::Scalar& number, const char* name, at::ScalarType dtype);
 
 // Spatial axes of an (N, C, *S) tensor start at 2, of an (N, *S) one at 1.
 Shape spatial_sizes(const Tensor& t, int64_t first_axis = 2);

@@ -23,6 +23,12 @@ Tensor uncertainty_map_backward(const Tensor& grad, const Tensor& logits, string
 std::tuple<Tensor, Tensor> pseudo_labels(const Tensor& logits, optional<double> min_confidence,
                                          const OptionalTensor& min_confidence_tensor, at::ScalarType label_dtype);
 
+// image, mask; a side is a tensor or a number.
+std::tuple<Tensor, Tensor> patch_where(const Tensor& patches, const optional<at::Scalar>& inside,
+                                       const OptionalTensor& inside_tensor, const optional<at::Scalar>& outside,
+                                       const OptionalTensor& outside_tensor, at::IntArrayRef patch_size,
+                                       optional<at::ScalarType> mask_dtype);
+
 using LossResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // total, ce_masked, ce_visible, dice, sums
 LossResult consistency_loss(const Tensor& logits, const Tensor& labels, const OptionalTensor& patches,
                             at::OptionalIntArrayRef patch_size, double mask_weight, double visible_weight,
