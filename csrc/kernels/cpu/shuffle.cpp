@@ -17,8 +17,8 @@ ENTMASK_INLINE int64_t patch_offset(const Grid& g, const Strides& s, int64_t n, 
   return n * s.n + gz * g.patch[0] * s.d + gy * g.patch[1] * s.h + gx * g.patch[2] * s.w;
 }
 
-// The rows of a patch in two tensors and the steps between a row's elements: one row per channel, or, where both have a pixel's channels side by side, one that
-// holds them all.
+// The rows of a patch in two tensors and the steps between a row's elements: one row per channel, or, where both have a
+// pixel's channels side by side, one that holds them all.
 struct PatchRows {
   int64_t planes, length, from_step, to_step;
 
