@@ -21,11 +21,18 @@ def report() -> str:
         "numpy": np.__version__,
         "system": f"{platform.platform()}, glibc {platform.libc_ver()[1]}",
         "CPU": f"{_cpu_name()}, {torch.get_num_threads()} threads",
-        "CPU kernels": _C.build_info()["cpu_isa"],
+        "CPU kernels": _cpu_kernels(),
         "GPU": _gpus(),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _cpu_kernels() -> str:
+    try:
+        return str(_C.build_info()["cpu_isa"])
+    except ValueError as error:  # ENTMASK_CPU names none
+        return f"none: {error}"
 
 
 def _cpu_name() -> str:

@@ -286,12 +286,13 @@ def check_moving(
     patch: tuple[int, ...],
     dtype: torch.dtype,
     device: str,
-    most: int | None = None,
+    favoured: float = 0.0,
 ) -> None:
-    """Values and gradient of gather_patches, from the first `most` patches, and of shuffle_patches both ways."""
+    """Values and gradient of gather_patches, of which that share takes one patch, and of shuffle_patches both ways."""
     grid = [n // width for n, width in zip(sizes, patch, strict=True)]
     patches = torch.Size(grid).numel()
-    source = torch.randint(most or images * patches, (images, *grid), device=device)
+    source = torch.randint(images * patches, (images, *grid), device=device)
+    source[torch.rand(source.shape, device=device) < favoured] = 1
     order = torch.randperm(patches, device=device)
     plain = torch.randn(images, 2, *sizes, device=device).to(dtype)
     incoming = torch.randn(plain.shape, device=device).to(dtype)
@@ -334,12 +335,13 @@ def test_moved_patches(count: int, device: str) -> None:
 
 
 @devices
-def test_many_takers(device: str) -> None:
-    """All patches of the batch are of the first few; then of one."""
+@pytest.mark.parametrize("favoured", [0.6, 1.0])
+def test_many_takers(favoured: float, device: str) -> None:
+    """Of one patch, and some of the patches behind it in the strip."""
     for images in (1, 2, 3, 4, 5):
         for columns in (51, 64, 65):
-            for most in (1, 3):
-                check_moving(images, (4, columns * 5), (4, 5), torch.float32, device, most)
+            check_moving(images, (4, columns * 5), (4, 5), torch.float32, device, favoured)
+    check_moving(9, (2, 64), (2, 1), torch.float32, device, favoured)
 
 
 @devices

@@ -285,6 +285,15 @@ SCHEDULED: dict[str, Callable[[float, Tensor, Tensor, Tensor, Tensor], tuple[Any
     "count": lambda s, image, logits, labels, patches: entmask_ext.patch_mask(
         image, logits, 4, score="count", threshold=0.9 * s, min_score=0.3 * s
     )[:4],
+    "margin": lambda s, image, logits, labels, patches: entmask_ext.patch_mask(
+        image, logits, 4, 0.5, uncertainty="margin", min_confidence=0.8 * s, label_dtype=torch.uint8
+    ),
+    "patch_mask_from_scores": lambda s, image, logits, labels, patches: entmask_ext.patch_mask_from_scores(
+        image, logits[:, 0, ::4, ::4], 4, 1 - s, hint=s / 4, fill=s
+    )[:4],
+    "patch_scores": lambda s, image, logits, labels, patches: (
+        entmask_ext.patch_scores(logits, 4, score="count", threshold=0.5 * s),
+    ),
     "gate": lambda s, image, logits, labels, patches: entmask_ext.pseudo_labels(logits, min_confidence=0.9 * s),
     "loss": lambda s, image, logits, labels, patches: entmask_ext.consistency_loss(
         logits, labels, patches, 4, mask_weight=2 * s, visible_weight=1 - s, ce_weight=s + 1, dice_weight=s / 2,

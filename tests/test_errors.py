@@ -607,10 +607,16 @@ def test_text_that_is_no_utf8() -> None:
 
 
 def test_an_unknown_instruction_set() -> None:
-    """A misspelt one must not run on the best there is."""
+    """A misspelt one must not run on the best there is; an empty variable is none."""
+
+    def run(*command: str, isa: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"ENTMASK_CPU": isa}
+        return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
+
     code = "import torch, entmask_ext; entmask_ext.entropy_map(torch.zeros(1, 2, 4, 4))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"ENTMASK_CPU": "AVX2"}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "ValueError: ENTMASK_CPU must be baseline, avx2 or avx512, got 'AVX2'" in done.stderr
+    message = "ENTMASK_CPU must be baseline, avx2 or avx512, got 'AVX2'"
+    done = run("-c", code, isa="AVX2")
+    assert done.returncode == 1 and f"ValueError: {message}" in done.stderr
+    report = run("-m", "entmask_ext", isa="AVX2")
+    assert report.returncode == 0 and f"none: {message}" in report.stdout
+    assert run("-c", code, isa="").returncode == 0

@@ -1,6 +1,6 @@
 // Picks the kernels for the processor that runs, once. ENTMASK_CPU=baseline|avx2|avx512 in the environment asks for
 // less than the processor has (to test and to compare); asking for more, or for what is not built, keeps the best there
-// is. Any other name is an error.
+// is. Any other name is an error, and an empty one is none.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -12,7 +12,7 @@ namespace {
 
 const Kernels& choose() {
   const char* given = std::getenv("ENTMASK_CPU");
-  const std::string asked = given ? given : "avx512";
+  const std::string asked = given && *given ? given : "avx512";
   if (asked != "baseline" && asked != "avx2" && asked != "avx512")
     throw std::invalid_argument("ENTMASK_CPU must be baseline, avx2 or avx512, got '" + asked + "'");
 #ifdef ENTMASK_HAVE_X86

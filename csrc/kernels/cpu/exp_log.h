@@ -1,9 +1,9 @@
 // exp and log of vectors, with their errors (tests/test_cpu_math.py holds them to these over the whole range).
 //
-// exp_nonpositive(d), d <= 0: n = round(d / ln 2), r = d - n ln 2, e^r by a polynomial, times 2^n made in the exponent
-// bits. d below about -87 (double: -709) gives exactly 0, so that a class at -inf adds exactly 0; NaN gives NaN.
-// Relative error: float 1.2e-7 for d > -20, 3e-7 down to the smallest normal number (one float of ln 2 is 1.9e-9 off,
-// and n of these add up); double 3e-16 (ln 2 in two parts).
+// exp_nonpositive(d), d <= 0, and add_exp, d <= 4: n = round(d / ln 2), r = d - n ln 2, e^r by a polynomial, times 2^n
+// made in the exponent bits. d below about -87 (double: -709) gives exactly 0, so that a class at -inf adds exactly 0;
+// NaN gives NaN. Relative error: float 1.2e-7 for d > -20, 3e-7 down to the smallest normal number (one float of ln 2
+// is 1.9e-9 off, and n of these add up); double 3e-16 (ln 2 in two parts).
 //
 // AVX-512 has instructions for both ends: y = d / ln 2, t = y - floor(y), 2^t by a polynomial, scaled by 2^floor(y).
 // Relative error 1.5e-7 + 4e-8 |y|: y is rounded once, and where that shows, e^d is small.
@@ -52,7 +52,7 @@ struct ExpLog<double> {
   static constexpr double kLn2 = 0.6931471805599453;
 };
 
-// d <= 0 (or NaN), kept where exp_in_range is right: below kLowest e^d is 0 anyway, and 0 * d must not be 0 * inf.
+// d (or NaN), kept where exp_in_range is right: below kLowest e^d is 0 anyway, and 0 * d must not be 0 * inf.
 template <class T>
 ENTMASK_INLINE Vec<T> clamp_exponent(Vec<T> d) {
   return max(splat<T>(ExpLog<T>::kLowest), d);

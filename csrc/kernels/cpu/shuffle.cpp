@@ -1,15 +1,15 @@
 // Patches moved among the images of a group, and the gradient, which adds up the patches that took one.
 //
-// A strip's rows are written from left to right, each from as many places as it has patches: reads of a patch are rows
-// of one plane, and writes, which cost more, are one stream.
+// A strip's rows are written from left to right, so that writes, which cost more than reads, are one stream; each patch
+// of a row is read from a place of its own.
 #include "grid.h"
 #include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-constexpr int64_t kPatches = 64;  // of a strip, handled at a time
-constexpr int64_t kTakers = 256;  // of these, whose addresses are looked up once
+constexpr int64_t kPatches = 64;  // patches of a strip that are handled at a time
+constexpr int64_t kTakers = 256;  // takers of these patches whose addresses are kept; others are looked up in each row
 
 // The first element of patch `patch` of image n.
 ENTMASK_INLINE int64_t patch_offset(const Grid& g, const Strides& s, int64_t n, int64_t patch) {
