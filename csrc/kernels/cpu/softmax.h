@@ -57,6 +57,7 @@ ENTMASK_INLINE Vec<T> confidence_of(const Softmax<T>& p) {
 
 template <class T>
 ENTMASK_INLINE void Softmax<T>::move(Vec<T> to) {
+  if (!any<T>(to != base)) return;  // most often
   Vec<T> f = Vec<T>{}, moment = Vec<T>{};
   add_exp<T>(base - to, f, moment);
   s = s * f + z * moment;
@@ -115,9 +116,11 @@ ENTMASK_INLINE Softmax<typename A::T> softmax(const A& x, int64_t classes, int64
   if constexpr (K > 0) {
     add_classes<labels, K, Part::all>(x, 0, i, p);
   } else {
-    int64_t k = classes >= 8 ? 8 : 2;
+    int64_t k = classes >= 8 ? 8 : classes >= 4 ? 4 : 2;
     if (k == 8)
       add_classes<labels, 8, Part::first>(x, 0, i, p);
+    else if (k == 4)
+      add_classes<labels, 4, Part::first>(x, 0, i, p);
     else
       add_classes<labels, 2, Part::first>(x, 0, i, p);
     for (; k + 8 <= classes; k += 8) add_classes<labels, 8, Part::more>(x, k, i, p);
