@@ -289,7 +289,7 @@ SCHEDULED: dict[str, Callable[[float, Tensor, Tensor, Tensor, Tensor], tuple[Any
         image, logits, 4, 0.5, uncertainty="margin", min_confidence=0.8 * s, label_dtype=torch.uint8
     ),
     "patch_mask_from_scores": lambda s, image, logits, labels, patches: entmask_ext.patch_mask_from_scores(
-        image, logits[:, 0, ::4, ::4], 4, 1 - s, hint=s / 4, fill=s
+        image, logits[:, 0, ::4, ::4], 4, 0.5 * s, hint=0.3 * s, fill=-3 * s
     )[:4],
     "patch_scores": lambda s, image, logits, labels, patches: (
         entmask_ext.patch_scores(logits, 4, score="count", threshold=0.5 * s),
