@@ -118,6 +118,69 @@ def test_work_goes_to_the_current_stream() -> None:
     assert_same(got, want)
 
 
+# Lets the next launch begin, and half a millisecond later writes.
+WRITE_LATE = r"""
+extern "C" __global__ void write_late(int* out, const int* in, int n) {
+  asm volatile("griddepcontrol.launch_dependents;");
+  const long long begin = clock64();
+  while (clock64() - begin < 1000000) {
+  }
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) out[i] = in[i];
+}
+"""
+
+
+def readers() -> dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """Ops that launch their own kernels only, and the input that is written late."""
+    shape = Shape(4, 2, 5, (128, 144), (16, 16))
+    image, logits = make_image(shape, device="cuda"), make_logits(shape, device="cuda")
+    labels, target = make_labels(shape, torch.uint8, "cuda"), logits.flip(0)
+    scores, row = torch.rand(4, 8, 9, device="cuda"), torch.rand(2, 200, 200, device="cuda")
+    patches, source = scores > 0.5, torch.randperm(4 * 72, device="cuda").view(4, 8, 9)
+    boxes = torch.tensor([[3, 40, 5, 70]] * 4, device="cuda")
+    return {
+        "patch_scores": (logits, lambda x: entmask_ext.patch_scores(x, 16)),
+        "entropy_map": (logits, entmask_ext.entropy_map),
+        "uncertainty_map": (logits, lambda x: entmask_ext.uncertainty_map(x, "margin")),
+        "pseudo_labels": (logits, lambda x: entmask_ext.pseudo_labels(x, min_confidence=0.6).labels),
+        "select_patches": (scores, lambda x: entmask_ext.select_patches(x, 0.5)),
+        "select_patches, a long row": (row, lambda x: entmask_ext.select_patches(x, 0.5)),
+        "patch_where": (image, lambda x: entmask_ext.patch_where(patches, x, 0.0, 16)),
+        "box_mask": (boxes, lambda x: entmask_ext.box_mask(x, (64, 96))),
+        "gather_patches": (image, lambda x: entmask_ext.gather_patches(x, source, 16)),
+        "largest_components": (labels, lambda x: entmask_ext.largest_components(x, 5)),
+        "consistency_loss": (logits, lambda x: entmask_ext.consistency_loss(x, labels).total),
+        "soft_consistency_loss": (logits, lambda x: entmask_ext.soft_consistency_loss(x, target)),
+    }
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="no launches that overlap"
+)
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "graph"])
+def test_kernels_wait_for_what_writes_their_inputs(captured: bool) -> None:
+    """A kernel that was launched early finds what the one before it writes, eager and in a graph."""
+    write_late = torch.cuda._compile_kernel(WRITE_LATE, "write_late")
+    for name, (values, op) in readers().items():
+        want, late = op(values), torch.zeros_like(values)
+        words = values.numel() * values.element_size() // 4
+
+        def both(late: Tensor = late, values: Tensor = values, op: Callable = op, words: int = words) -> Tensor:
+            write_late(grid=(4, 1, 1), block=(256, 1, 1), args=[late, values, words])
+            return op(late)
+
+        torch.cuda.synchronize()
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                got = both()
+            graph.replay()
+        else:
+            got = both()
+        torch.cuda.synchronize()
+        assert torch.equal(got, want), name
+
+
 def test_a_cuda_graph_follows_its_inputs() -> None:
     """Captured once, replayed with other numbers, another ratio among them."""
     static = inputs()

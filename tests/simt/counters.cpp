@@ -12,11 +12,12 @@
 
 #include "memory.h"
 #include "runtime.h"
+#include "scheduler.h"
 
 namespace simt {
 namespace {
 
-constexpr unsigned warp_size = 32, banks = 32, bank_bytes = 4;
+constexpr unsigned banks = 32, bank_bytes = 4;
 constexpr uintptr_t sector_bytes = 32;
 
 struct Record {
@@ -151,6 +152,7 @@ uint64_t touched_bytes(const std::vector<bool>& sectors) {
 
 void count_access(Access access, const void* address, size_t size, const void* site) {
   if (!thread || on_fiber_stack(address)) return;
+  if (!resident_now->current->waited && buffer_of(reinterpret_cast<uintptr_t>(address))) check_waited();
   records[thread->linear].push_back(
       {reinterpret_cast<uintptr_t>(site), reinterpret_cast<uintptr_t>(address), static_cast<uint32_t>(size), access});
 }

@@ -17,6 +17,7 @@ struct IndexParams {
 
 __global__ void locate(const int64_t* index, int64_t* out, int64_t count, cuda::PixelIndex pixels,
                        cuda::PatchLookup lookup, Strides strides) {
+  cuda::wait_for_predecessor();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const cuda::PixelIndex::Position at = pixels.at(index[i]);

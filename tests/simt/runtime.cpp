@@ -60,6 +60,7 @@ void complain(const char* format, ...) {
 }
 
 BarrierResult barrier(int predicate, const Site& site) {
+  check_waited();
   Resident& r = *resident_now;
   Fiber& fiber = *r.current;
   fiber.state = State::at_barrier;
@@ -76,6 +77,7 @@ BarrierResult barrier(int predicate, const Site& site) {
 }
 
 uint64_t warp_operation(WarpOperation operation, uint32_t mask, uint64_t value, unsigned source, const Site& site) {
+  check_waited();
   Resident& r = *resident_now;
   Fiber& fiber = *r.current;
   const unsigned lane = fiber.id.linear % warp_size;
@@ -117,6 +119,7 @@ void fence() {
 }
 
 void before_atomic([[maybe_unused]] const void* address) {
+  check_waited();
   if (settings.order == Order::random && launch_now->random.below(4) == 0) resident_now->pause();
 #ifdef SIMT_TSAN
   const Unseen unseen;
@@ -130,9 +133,20 @@ void before_atomic([[maybe_unused]] const void* address) {
 }
 
 void check_alignment(const void* address, size_t size, const Site& site) {
+  if (thread && !on_fiber_stack(address)) check_waited();
   if (reinterpret_cast<uintptr_t>(address) % size != 0)
     complain("%s:%d: misaligned access of %zu bytes at an address that is %zu modulo %zu", site.file, site.line, size,
              reinterpret_cast<uintptr_t>(address) % size, size);
+}
+
+void wait_for_predecessor() { resident_now->current->waited = true; }
+void check_waited() {
+  if (!thread) return;  // on the host
+  Fiber& fiber = *resident_now->current;
+  if (fiber.waited) return;
+  const uint3& b = resident_now->view.index;
+  complain("block (%u,%u,%u): thread %u has not waited for the launch before", b.x, b.y, b.z, fiber.id.linear);
+  fiber.waited = true;  // once is enough
 }
 
 bool allow_dynamic_shared(const void* kernel, size_t bytes) {
@@ -151,12 +165,12 @@ bool on_fiber_stack(const void* address) {
   return address >= context.stack && address < static_cast<const char*>(context.stack) + context.stack_size;
 }
 
-bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const void* stream,
+bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const void* stream, bool early,
               const std::function<void()>& body) {
   if (!valid_launch(kernel, grid, threads, dynamic_shared, stream)) return false;
   count_launch(kernel, grid, threads, dynamic_shared);
   if (settings.dry) return true;
-  Launch launch{grid, threads, dynamic_shared, body, Random(settings.seed), {}, 0, {}, {0}};
+  Launch launch{grid, threads, dynamic_shared, early, body, Random(settings.seed), {}, 0, {}, {0}};
   launch.blocks.resize(Resident::count(grid));
   std::iota(launch.blocks.begin(), launch.blocks.end(), uint64_t{0});
   if (settings.order == Order::reverse) std::reverse(launch.blocks.begin(), launch.blocks.end());

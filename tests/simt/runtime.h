@@ -72,8 +72,13 @@ void before_atomic(const void* address);
 // Alignment of an access of `size` bytes: a GPU faults on a misaligned one.
 void check_alignment(const void* address, size_t size, const Site& site);
 
+// griddepcontrol.wait. Of a grid that is launched early each thread must have waited before it meets others, uses an
+// atomic or a vector, or ends; in the counter build, before any access to a buffer.
+void wait_for_predecessor();
+void check_waited();
+
 // Runs the kernel over the grid: body() is one thread's run. False: the launch is not valid, and nothing ran.
-bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const void* stream,
+bool run_grid(const void* kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const void* stream, bool early,
               const std::function<void()>& body);
 
 // What a kernel opts in to beyond 48 KB of shared memory. False: more than a block can have.

@@ -209,7 +209,7 @@ def parse(lines: Sequence[str]) -> Iterator[Code]:
         yield code
 
 
-def disassemble(tool: Path, file: Path, arch: int) -> list[Code]:
+def disassemble(tool: Path, file: Path, arch: int | str) -> list[Code]:
     command = [str(tool), "-sass", "-arch", f"sm_{arch}", str(file)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(parse(text.splitlines()))

@@ -37,6 +37,7 @@ Range thread_local_block() {
 void entry() {
   enter_fiber();
   launch_now->body();
+  check_waited();
   Resident& r = *resident_now;
   r.current->state = State::exited;
   switch_context(r.current->context, r.scheduler, true);
@@ -138,6 +139,7 @@ bool Resident::start_block() {
 #endif
   for (Fiber& fiber : fibers) {
     fiber.state = State::ready;
+    fiber.waited = !launch.early;
 #ifdef SIMT_TSAN
     fiber.fenced = 0;
     fiber.observed.clear();

@@ -38,6 +38,7 @@ enum class State : uint8_t { ready, at_barrier, at_warp_operation, exited };
 struct Fiber {
   Thread id;
   State state;
+  bool waited;  // for the launch before
   WarpOperation operation;
   uint32_t mask;    // of the warp operation
   unsigned source;  // lane
@@ -69,6 +70,7 @@ struct Resident;
 struct Launch {
   dim3 grid, threads;
   size_t dynamic_shared;
+  bool early;  // it may start before the launch before it has ended
   const std::function<void()>& body;
   Random random;
   std::vector<uint64_t> blocks;  // in the order in which they start

@@ -202,6 +202,31 @@ __global__ void spin(Params p) {
   }
 }
 
+// ---- Faults of kernels that are launched early
+__global__ void no_wait(Params p) { p.out[threadIdx.x] = p.in[threadIdx.x]; }
+__global__ void wait_of_some(Params p) {
+  if (threadIdx.x == 9) return;
+  simt::wait_for_predecessor();
+  p.out[threadIdx.x] = p.in[threadIdx.x];
+}
+__global__ void wait_after_barrier(Params p) {
+  __syncthreads();
+  simt::wait_for_predecessor();
+  p.out[threadIdx.x] = p.in[threadIdx.x];
+}
+__global__ void wait_after_load(Params p) {
+  const float value = p.in[threadIdx.x];
+  simt::wait_for_predecessor();
+  p.out[threadIdx.x] = value;
+}
+__global__ void waits(Params p) {
+  __shared__ float copy[block_size];
+  copy[threadIdx.x] = 0;
+  simt::wait_for_predecessor();
+  copy[threadIdx.x] += p.in[threadIdx.x];
+  p.out[threadIdx.x] = copy[threadIdx.x];
+}
+
 // ---- Requests for the counter build
 __global__ void strided_reads(Params p) { p.out[threadIdx.x] = p.in[8 * threadIdx.x]; }
 __global__ void bank_conflicts(Params p) {
@@ -217,6 +242,10 @@ template <void (*kernel)(Params), int blocks_, int shared_bytes>
 cudaError_t run_kernel(const void* params, void*, cudaStream_t stream) {
   return simt::launch(kernel, dim3(blocks_), dim3(block_size), shared_bytes, stream,
                       *static_cast<const Params*>(params));
+}
+template <void (*kernel)(Params)>
+cudaError_t run_early(const void* params, void*, cudaStream_t stream) {
+  return simt::launch_early(kernel, dim3(1), dim3(block_size), 0, stream, *static_cast<const Params*>(params));
 }
 template <unsigned threads, unsigned rows, int shared_bytes>
 cudaError_t bad_launch(const void* params, void*, cudaStream_t stream) {
@@ -240,6 +269,7 @@ size_t none(const void*) { return 0; }
 }  // namespace
 
 #define KERNEL(name, blocks, shared_bytes) {#name, sizeof(Params), none, run_kernel<name, blocks, shared_bytes>}
+#define EARLY(name) {#name, sizeof(Params), none, run_early<name>}
 const simt::Operation simt::operations[] = {
     KERNEL(sums, 7, block_size * sizeof(float)),
     KERNEL(vectors, 1, 0),
@@ -268,6 +298,11 @@ const simt::Operation simt::operations[] = {
     KERNEL(fence_after_barrier, 5, 0),
     KERNEL(no_syncwarp, 1, 0),
     KERNEL(spin, 1, 0),
+    EARLY(waits),
+    EARLY(no_wait),
+    EARLY(wait_of_some),
+    EARLY(wait_after_barrier),
+    EARLY(wait_after_load),
     KERNEL(strided_reads, 1, 0),
     KERNEL(bank_conflicts, 1, 0),
     {"too_many_threads", sizeof(Params), none, bad_launch<1025, 1, 0>},

@@ -60,12 +60,21 @@ constexpr int warpSize = 32;
 namespace simt {
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t dynamic_shared, cudaStream_t stream,
-                   const Arguments&... arguments) {
+cudaError_t launch_grid(bool early, void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t dynamic_shared,
+                        cudaStream_t stream, const Arguments&... arguments) {
   const std::tuple<Parameters...> stored(arguments...);
-  const bool valid = run_grid(reinterpret_cast<const void*>(kernel), grid, threads, dynamic_shared, stream,
+  const bool valid = run_grid(reinterpret_cast<const void*>(kernel), grid, threads, dynamic_shared, stream, early,
                               [&] { std::apply(kernel, stored); });
   return valid ? cudaSuccess : cudaErrorInvalidConfiguration;
+}
+template <typename... All>
+cudaError_t launch(const All&... all) {
+  return launch_grid(false, all...);
+}
+// As with programmatic dependent launch: each thread must wait for the launch before, and touch no memory until then.
+template <typename... All>
+cudaError_t launch_early(const All&... all) {
+  return launch_grid(true, all...);
 }
 
 inline int multiprocessors() { return settings.multiprocessors; }

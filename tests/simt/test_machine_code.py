@@ -126,6 +126,36 @@ def test_the_selection_counts_by_single_instructions(module: Path) -> None:
     assert slow_counts(sass.disassemble(resources.cuobjdump(), module, machine_code.ARCH)) == []
 
 
+# Instructions for global memory, or for memory that may be global.
+GLOBAL = ("LDG", "LD", "STG", "ST", "ATOMG", "ATOM", "RED", "REDG", "LDGSTS", "CCTL")
+
+
+def does_not_wait(code: sass.Code) -> str | None:
+    """What a kernel does that one may not which is launched before its predecessor in the stream has ended."""
+    for instruction in code.instructions:
+        if instruction.name == "ACQBULK":
+            break
+        if instruction.guard or instruction.name in GLOBAL or instruction.unit == "control":
+            return f"{instruction.opcode} before it waits"
+    else:
+        return "no wait"
+    if instruction.guard:
+        return "a wait on a condition"
+    # Through the read-only cache, for data that nobody writes while the kernel lasts: its predecessor does.
+    return next((i.opcode for i in code.instructions if i.name == "LDG" and "CONSTANT" in i.opcode), None)
+
+
+@pytest.mark.long
+def test_every_kernel_waits_for_its_predecessor(module: Path) -> None:
+    """Before it touches memory or branches; on each architecture that has the wait."""
+    record = json.loads(module.with_suffix(".json").read_text())
+    archs = [arch.removesuffix("+PTX").replace(".", "") for arch in record["cuda_archs"]]
+    for arch in (arch for arch in archs if int(arch.rstrip("af")) >= 90):
+        codes = sass.disassemble(resources.cuobjdump(), module, arch)
+        assert len(codes) > 400
+        assert {c.mangled: fault for c in codes if (fault := does_not_wait(c))} == {}, arch
+
+
 # Kernels that move elements of the image: N elements a thread, 16 bytes.
 MOVERS = {
     f"{kernel}<unsigned {kind}, {count}>": stores
@@ -214,6 +244,24 @@ def test_loads_one_after_the_other_are_two_waits() -> None:
     ]
     (code,) = sass.parse(lines)
     assert code.hot[0].waits() == [16, 1]
+
+
+def test_what_a_kernel_does_before_it_waits_is_named() -> None:
+    wait = "        /*0008*/                   ACQBULK ;"
+    plain = [line.replace(".CONSTANT", "") for line in LOOP]
+
+    def fault(lines: list[str], *, at: int) -> str | None:
+        (code,) = sass.parse([*lines[:at], wait, *lines[at:]])
+        return does_not_wait(code)
+
+    assert fault(plain, at=3) is None
+    assert fault(plain, at=4) == "BRA before it waits"
+    assert fault([*plain[:3], *plain[4:]], at=4) == "LDG.E.128 before it waits"
+    assert fault(LOOP, at=3) == "LDG.E.128.CONSTANT"
+    wait = wait.replace("     ACQBULK", "@!P0 ACQBULK")
+    assert fault(plain, at=3) == "a wait on a condition"
+    (code,) = sass.parse(plain[:3])
+    assert does_not_wait(code) == "no wait"
 
 
 def test_what_is_worse_is_named() -> None:

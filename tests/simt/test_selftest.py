@@ -67,6 +67,12 @@ def test_vectors(mode: str) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_waiting_for_the_launch_before(mode: str) -> None:
+    """Shared memory may be written before."""
+    np.testing.assert_array_equal(launch("waits", 64, mode, VALUES[:64])[0], VALUES[:64])
+
+
 @pytest.mark.long
 def test_fences_may_follow_a_barrier() -> None:
     for seed in range(4):
@@ -120,6 +126,10 @@ FAULTS = [
     ("fence_before_write", "tsan", 5, "data race"),
     ("no_syncwarp", "plain", 64, "gives other outputs"),
     ("no_syncwarp", "tsan", 64, "data race"),
+    ("no_wait", "plain", 64, "thread 0 has not waited for the launch before"),
+    ("wait_of_some", "plain", 64, "thread 9 has not waited for the launch before"),
+    ("wait_after_barrier", "plain", 64, "thread 0 has not waited for the launch before"),
+    ("wait_after_load", "count", 64, "thread 0 has not waited for the launch before"),
     ("too_many_threads", "plain", 64, "launch of 1025 x 1 x 1 threads"),
     ("too_many_rows", "plain", 64, "launch of a grid of 1 x 65536 x 1"),
     ("empty_grid", "plain", 64, "launch of a grid of 1 x 0 x 1"),

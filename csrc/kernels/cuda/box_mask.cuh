@@ -17,6 +17,7 @@ struct BoxMaskArguments {
 
 template <int STEP>
 __global__ void __launch_bounds__(box_threads) box_mask_kernel(BoxMaskArguments a) {
+  wait_for_predecessor();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * box_threads + threadIdx.x;
   if (i >= a.pixels.total) return;
   const PixelIndex::Position at = a.pixels.at(i);

@@ -65,6 +65,7 @@ struct Pixel {
 
 template <typename L>
 __global__ void __launch_bounds__(component_threads) components_start_kernel(ComponentsArguments<L> a) {
+  wait_for_predecessor();
   const Pixel<L> pixel(a);
   if (pixel.inside) {
     a.parent[pixel.index] = pixel.place - (pixel.lane() - pixel.first_lane());
@@ -109,6 +110,7 @@ __device__ __forceinline__ void unite(int32_t* parent, int32_t a, int32_t b) {
 
 template <typename L>
 __global__ void __launch_bounds__(component_threads) components_unite_kernel(ComponentsArguments<L> a) {
+  wait_for_predecessor();
   const Pixel<L> pixel(a);
   if (!pixel.foreground) return;
   const L* const labels = a.labels + pixel.base;
@@ -136,6 +138,7 @@ __global__ void __launch_bounds__(component_threads) components_unite_kernel(Com
 
 template <typename L>
 __global__ void __launch_bounds__(component_threads) components_count_kernel(ComponentsArguments<L> a) {
+  wait_for_predecessor();
   const Pixel<L> pixel(a);
   if (!pixel.foreground) return;
   const int32_t root = find_root(a.parent + pixel.base, pixel.place);
@@ -151,6 +154,7 @@ __device__ __forceinline__ unsigned long long claim(unsigned pixels, int32_t roo
 
 template <typename L>
 __global__ void __launch_bounds__(component_threads) components_choose_kernel(ComponentsArguments<L> a) {
+  wait_for_predecessor();
   const Pixel<L> pixel(a);
   if (!pixel.foreground || a.parent[pixel.index] != pixel.place) return;
   atomicMax(a.best + pixel.at.n * a.classes + pixel.label, claim(a.pixels[pixel.index], pixel.place));
@@ -158,6 +162,7 @@ __global__ void __launch_bounds__(component_threads) components_choose_kernel(Co
 
 template <typename L>
 __global__ void __launch_bounds__(component_threads) components_write_kernel(ComponentsArguments<L> a) {
+  wait_for_predecessor();
   const Pixel<L> pixel(a);
   if (!pixel.inside) return;
   bool stays = true;

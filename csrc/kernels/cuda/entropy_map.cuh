@@ -46,10 +46,12 @@ __device__ __forceinline__ void map_pixels(const MapArguments& a) {
 
 template <typename S>
 __global__ void __launch_bounds__(map_threads, 4) entropy_map_kernel(MapArguments a) {
+  wait_for_predecessor();
   map_pixels<S, true>(a);
 }
 template <typename S>
 __global__ void __launch_bounds__(map_threads, 4) top_two_map_kernel(MapArguments a) {
+  wait_for_predecessor();
   map_pixels<S, false>(a);
 }
 
@@ -180,10 +182,12 @@ constexpr int entropy_backward_blocks = S::layout == Layout::planes && S::classe
 template <typename S>
 __global__ void __launch_bounds__(map_threads, entropy_backward_blocks<S>)
     entropy_backward_kernel(MapBackwardArguments a) {
+  wait_for_predecessor();
   map_gradients<S, EntropyGradient<typename S::F>>(a);
 }
 template <typename S>
 __global__ void __launch_bounds__(map_threads, 3) top_two_backward_kernel(MapBackwardArguments a) {
+  wait_for_predecessor();
   map_gradients<S, TopTwoGradient<typename S::F>>(a);
 }
 

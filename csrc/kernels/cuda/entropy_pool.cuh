@@ -172,16 +172,19 @@ __device__ __forceinline__ void pool(const PoolArguments<typename S::F>& a) {
 
 template <typename S>
 __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) entropy_pool_kernel(PoolArguments<typename S::F> a) {
+  wait_for_predecessor();
   pool<S, true>(a);
 }
 template <typename S>
 __global__ void __launch_bounds__(pool_threads, pool_blocks<S>) top_two_pool_kernel(PoolArguments<typename S::F> a) {
+  wait_for_predecessor();
   pool<S, false>(a);
 }
 
 // A warp adds up a patch's parts.
 template <typename F>
 __global__ void __launch_bounds__(pool_threads) entropy_pool_finish_kernel(PoolFinish f, int64_t patches) {
+  wait_for_predecessor();
   const int64_t patch = static_cast<int64_t>(blockIdx.x) * (pool_threads / 32) + threadIdx.x / 32;
   if (patch >= patches) return;  // a whole warp
   double sum = 0;

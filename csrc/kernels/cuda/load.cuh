@@ -71,7 +71,7 @@ struct RawType<16> {
 };
 // One access of N elements where they are 16 bytes or fewer, else several of 16.
 template <typename T, int N>
-__device__ __forceinline__ void load(T (&out)[N], const T* __restrict__ p) {
+__device__ __forceinline__ void load(T (&out)[N], const T* p) {
   constexpr int BYTES = N * static_cast<int>(sizeof(T)), PART = BYTES < 16 ? BYTES : 16;
   using Raw = typename RawType<PART>::type;
   Raw raw[BYTES / PART];
@@ -92,7 +92,7 @@ __device__ __forceinline__ void store(T* p, const T (&in)[N]) {
 
 // N elements along the width; `together`: side by side and aligned.
 template <typename T, int N>
-__device__ __forceinline__ void load_row(T (&out)[N], const T* __restrict__ p, int64_t stride, bool together) {
+__device__ __forceinline__ void load_row(T (&out)[N], const T* p, int64_t stride, bool together) {
   if (together) {
     load(out, p);
   } else {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void transpose_pair(T& first, T& second, bool odd) {
 // N values of 8 bytes a lane: those of lanes 2 m and 2 m + 1 lie side by side, and of each 32-byte sector the first
 // lane reads one half, the second the other, so that no request takes half sectors. `swap_pair` gives each its own.
 template <int N>
-__device__ __forceinline__ void load_pair(int64_t (&out)[N], const int64_t* __restrict__ own, bool odd) {
+__device__ __forceinline__ void load_pair(int64_t (&out)[N], const int64_t* own, bool odd) {
   const int64_t* const both = odd ? own - N : own;
 #pragma unroll
   for (int i = 0; i < N; i += 4) {
@@ -188,7 +188,7 @@ struct Shape {
 // Reads `count` of a chunk's classes; the rest are -inf, which adds exactly nothing.
 template <typename S>
 __device__ __forceinline__ void load_classes(typename S::F (&x)[S::chunk][S::pixels],
-                                             const typename S::T* __restrict__ p,  // the first class of the first pixel
+                                             const typename S::T* p,  // the first class of the first pixel
                                              int64_t class_stride, int64_t count) {
   using T = typename S::T;
   T raw[S::chunk][S::pixels];

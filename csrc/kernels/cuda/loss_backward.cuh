@@ -69,6 +69,7 @@ __device__ __forceinline__ F region_coefficient(const LossBackwardArguments& a, 
 template <typename S>
 __global__ void __launch_bounds__(backward_threads, backward_blocks_at_once<S>)
     loss_backward_kernel(LossBackwardArguments args) {
+  wait_for_predecessor();
   using T = typename S::T;
   using F = typename S::F;
   constexpr int64_t cached = S::classes > 0 ? 2 * S::classes : cached_classes;

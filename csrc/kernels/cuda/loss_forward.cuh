@@ -43,6 +43,7 @@ __device__ __forceinline__ void add_cross_entropy(F (&sums)[4], const LossArgume
 template <typename S, int REGIONS>
 __global__ void __launch_bounds__(loss_threads, loss_blocks_at_once<S>)
     loss_registers_kernel(LossForwardArguments args) {
+  wait_for_predecessor();
   using T = typename S::T;
   using F = typename S::F;
   constexpr int K = S::classes, values = K <= 4 ? 16 : 32, lanes_a_value = 32 / values;
@@ -138,6 +139,7 @@ __device__ __forceinline__ double sum_own(const F (&v)[N], bool own) {
 
 template <typename S, int REGIONS>
 __global__ void __launch_bounds__(loss_threads, loss_blocks_at_once<S>) loss_stream_kernel(LossForwardArguments args) {
+  wait_for_predecessor();
   using T = typename S::T;
   using F = typename S::F;
   constexpr int lanes_a_class = 32 / S::chunk;
@@ -252,6 +254,7 @@ __device__ __forceinline__ double weighted(double weight, double part) { return 
 
 template <typename F>
 __global__ void __launch_bounds__(finish_threads, 1) loss_finish_kernel(LossFinishArguments a) {
+  wait_for_predecessor();
   __shared__ double held[finish_held];
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int64_t values = loss_sums(a.classes, a.regions);

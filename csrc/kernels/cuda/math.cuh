@@ -230,7 +230,7 @@ __device__ __forceinline__ void add_classes(SoftmaxStream<F> (&stream)[PIXELS], 
 template <typename S>
 __device__ __forceinline__ void read_softmax(Softmax<typename S::F> (&out)[S::pixels],
                                              typename S::F (&x)[S::chunk][S::pixels],
-                                             const typename S::T* __restrict__ p,  // the first class of the first pixel
+                                             const typename S::T* p,  // the first class of the first pixel
                                              int64_t class_stride, int64_t classes) {
   if constexpr (S::classes > 0) {
     load_classes<S>(x, p, class_stride, classes);

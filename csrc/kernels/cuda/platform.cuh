@@ -6,8 +6,9 @@
 // __launch_bounds__), threadIdx, blockIdx, blockDim, gridDim, dim3, __syncthreads, __syncwarp, __shfl_sync,
 // __shfl_xor_sync, __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd on unsigned, __threadfence, __popc,
 // the CUDA vector types, cudaError_t and cudaStream_t, __half and __nv_bfloat16 with their conversions,
-// DYNAMIC_SHARED, and in namespace simt: launch(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t
-// and multiprocessors(), blocks_at_once() -> int; exp2f and the rest of <math.h>.
+// DYNAMIC_SHARED, and in namespace simt: launch_early(kernel, grid, block, shared_bytes, stream, arguments...) ->
+// cudaError_t, wait_for_predecessor() -> void and multiprocessors(), blocks_at_once() -> int; exp2f and the rest of
+// <math.h>.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 // Declares `T* name`: the block's dynamic shared memory, once a kernel.
 #define DYNAMIC_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char dynamic_shared_raw[]; \
@@ -32,15 +35,64 @@
 
 namespace entmask::cuda {
 
-// Queues kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and returns the launch's error code.
+// The first statement of every kernel, in threads without work too: `launch` may start it before the launch ahead of it
+// in the stream is complete. Returns when that one is, and its writes are seen; it has waited for the one before in
+// turn. No pointer of a kernel is both const and __restrict__: that allows loads through the read-only cache, which the
+// compiler may move to before the wait.
+__device__ __forceinline__ void wait_for_predecessor() {
+#ifdef ENTMASK_SIMT
+  simt::wait_for_predecessor();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+
+#ifndef ENTMASK_SIMT
+// Whether the code of a kernel for the current device has the wait. The device does not tell: on a new one PTX for an
+// old architecture, which has none, may be what is compiled. All kernels are built for the same architectures, so the
+// first one on a device answers for all.
+inline cudaError_t has_wait(const void* kernel, bool* answer) {
+  constexpr int devices = 64;
+  static std::atomic<signed char> known[devices];  // 0: not yet asked
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  signed char state = device < devices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (state == 0) {
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    state = attributes.ptxVersion >= 90 ? 1 : -1;
+    if (device < devices) known[device].store(state, std::memory_order_relaxed);
+  }
+  *answer = state > 0;
+  return cudaSuccess;
+}
+#endif
+
+// Queues kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and returns the launch's error code. From compute
+// capability 9.0 on the kernel is launched as soon as the last block of the one before it has ended, while what that
+// one has written still goes to memory (programmatic dependent launch).
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
 #ifdef ENTMASK_SIMT
-  return simt::launch(kernel, grid, block, shared_bytes, stream, arguments...);
+  return simt::launch_early(kernel, grid, block, shared_bytes, stream, arguments...);
 #else
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-  return cudaGetLastError();
+  bool early = false;
+  const cudaError_t error = has_wait(reinterpret_cast<const void*>(kernel), &early);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 #endif
 }
 

@@ -31,6 +31,7 @@ struct PseudoLabelArguments {
 
 template <typename S>
 __global__ void __launch_bounds__(label_threads, 4) pseudo_labels_kernel(PseudoLabelArguments a) {
+  wait_for_predecessor();
   using T = typename S::T;
   using F = typename S::F;
   __shared__ int32_t warp_kept[label_threads / 32];
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(label_threads, 4) pseudo_labels_kernel(PseudoL
 // A warp adds up an image's blocks.
 __global__ void __launch_bounds__(label_threads)
     pseudo_labels_finish_kernel(const int32_t* kept, float* accepted, int64_t images, int32_t blocks, double pixels) {
+  wait_for_predecessor();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (label_threads / 32) + threadIdx.x / 32;
   if (n >= images) return;  // a whole warp
   double sum = 0;

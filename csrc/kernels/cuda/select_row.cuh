@@ -16,9 +16,10 @@ constexpr int row_block_threads = 768;  // at most; more of them would have too 
 // `slices` blocks take rank_elements each of the same rows.
 template <typename F>
 __global__ void __launch_bounds__(rank_threads, 4)
-    select_rank_kernel(const F* __restrict__ scores,  // [rows, P]
-                       bool* __restrict__ patches,    // [rows, P]
+    select_rank_kernel(const F* scores,  // [rows, P]
+                       bool* patches,    // [rows, P]
                        int64_t rows, int32_t rows_a_block, int32_t slices, Rule rule) {
+  wait_for_predecessor();
   using K = Key<F>;
   __shared__ K keys[rank_limit];
   const int32_t length = static_cast<int32_t>(rule.length), group = static_cast<int32_t>(blockIdx.x) / slices;
@@ -52,9 +53,10 @@ __global__ void __launch_bounds__(rank_threads, 4)
 
 // The first digit is counted while the keys are read.
 template <typename F>
-__global__ void __launch_bounds__(row_block_threads, 1) select_block_kernel(const F* __restrict__ scores,  // [rows, P]
-                                                                            bool* __restrict__ patches,    // [rows, P]
+__global__ void __launch_bounds__(row_block_threads, 1) select_block_kernel(const F* scores,  // [rows, P]
+                                                                            bool* patches,    // [rows, P]
                                                                             Rule rule) {
+  wait_for_predecessor();
   using K = Key<F>;
   constexpr int ahead = 4, rest = 8 * sizeof(K) - digit_bits;
   DYNAMIC_SHARED(K, keys);  // [P]

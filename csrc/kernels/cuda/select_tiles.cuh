@@ -119,6 +119,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived, int64_t blocks,
 
 template <typename F>
 __global__ void __launch_bounds__(tile_threads, tile_blocks) select_first_kernel(TileArguments<F> a) {
+  wait_for_predecessor();
   using K = Key<F>;
   __shared__ unsigned histogram[first_bins];
   __shared__ unsigned passing;
@@ -173,6 +174,7 @@ __device__ __forceinline__ void add_digit(const TileArguments<F>& a, int64_t row
 
 template <typename F>
 __global__ void __launch_bounds__(tile_threads, tile_blocks) select_second_kernel(TileArguments<F> a) {
+  wait_for_predecessor();
   using K = Key<F>;
   constexpr int shift = 8 * sizeof(K) - first_bits, halves = tile_threads / first_bins;
   static_assert(halves == 2, "two halves of a block are added up");
@@ -246,6 +248,7 @@ __device__ __forceinline__ void add_ahead(int64_t* count, int64_t tiles) {
 
 template <typename F>
 __global__ void __launch_bounds__(tile_threads, tile_blocks) select_third_kernel(TileArguments<F> a) {
+  wait_for_predecessor();
   using K = Key<F>;
   constexpr int shift = 8 * sizeof(K) - first_bits - 2 * next_bits;  // 0 or 32
   DYNAMIC_SHARED(unsigned, histogram);                               // [slots, next_bins]
@@ -306,6 +309,7 @@ __global__ void __launch_bounds__(tile_threads, tile_blocks) select_third_kernel
 
 template <typename F>
 __global__ void __launch_bounds__(tile_threads, tile_blocks) select_mark_kernel(TileArguments<F> a) {
+  wait_for_predecessor();
   __shared__ MarkScratch scratch;
   const Tile t = tile_of(a);
   const Bounds<Key<F>> bounds = a.state[t.row].bounds;

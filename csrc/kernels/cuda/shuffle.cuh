@@ -55,6 +55,7 @@ struct GatherArguments {
 // written at the first, or with `inverse` the other way round.
 template <typename E, int STEP>
 __global__ void __launch_bounds__(row_threads) gather_kernel(GatherArguments<E> a) {
+  wait_for_predecessor();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   if (i >= a.rows.total) return;
   const RowIndex::Position at = a.rows.at(i);
@@ -114,6 +115,7 @@ struct GatherBackwardArguments {
 
 template <typename T, int STEP>
 __global__ void __launch_bounds__(row_threads) gather_backward_kernel(GatherBackwardArguments<T> a) {
+  wait_for_predecessor();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   if (i >= a.rows.total) return;
   const RowIndex::Position at = a.rows.at(i);

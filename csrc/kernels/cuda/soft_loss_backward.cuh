@@ -20,6 +20,7 @@ struct SoftBackwardArguments {
 template <typename S, bool MIXED>
 __global__ void __launch_bounds__(soft_threads, S::pixels > 4 || sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_backward_kernel(SoftBackwardArguments args) {
+  wait_for_predecessor();
   using T = typename S::T;
   using F = typename S::F;
   __shared__ F shared_grad;  // of a pixel's distance

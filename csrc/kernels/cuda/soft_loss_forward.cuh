@@ -24,6 +24,7 @@ struct SoftForwardArguments {
 template <typename S, bool MIXED>
 __global__ void __launch_bounds__(soft_threads, sizeof(typename S::F) == 8 ? 2 : 3)
     soft_loss_forward_kernel(SoftForwardArguments args) {
+  wait_for_predecessor();
   using F = typename S::F;
   const SoftLossArguments& a = args.loss;
   double total = 0;
@@ -122,6 +123,7 @@ struct SoftFinishArguments {
 
 template <typename F>
 __global__ void __launch_bounds__(32 * soft_sums, 1) soft_loss_finish_kernel(SoftFinishArguments a) {
+  wait_for_predecessor();
   __shared__ double sums[soft_sums];
   const int lane = static_cast<int>(threadIdx.x & 31), value = static_cast<int>(threadIdx.x / 32);
   const double sum = sum_row(a.partials + value * a.blocks, a.blocks);

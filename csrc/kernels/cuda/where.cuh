@@ -38,6 +38,7 @@ __device__ __forceinline__ void store_mask(void* mask, int64_t index, int32_t st
 
 template <typename E, int STEP>
 __global__ void __launch_bounds__(row_threads) where_kernel(WhereArguments<E> a) {
+  wait_for_predecessor();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * row_threads + threadIdx.x;
   if (i < a.rows.total) {
     const RowIndex::Position at = a.rows.at(i);

@@ -1,6 +1,6 @@
-"""Mutants of index.cuh, load.cuh, rows.cuh, where.cuh, shuffle.cuh."""
+"""Mutants of index.cuh, load.cuh, rows.cuh, where.cuh, shuffle.cuh, and of the wait for the launch before."""
 
-from .mutant import BOUNDARIES, ENTROPY, INDEX, LOSS, SELECT, SHUFFLE, WHERE, Mutant
+from .mutant import BOUNDARIES, BOX_MASK, ENTROPY, INDEX, LOSS, SELECT, SHUFFLE, TRAFFIC, WHERE, Mutant
 
 MUTANTS = [
     Mutant(
@@ -235,6 +235,41 @@ MUTANTS = [
         "reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride.w == 1",
         "t.stride.w == 1",
         f"{WHERE} {SHUFFLE}",
+    ),
+    Mutant(
+        "wait: mixing does not wait for the launch before",
+        "where.cuh",
+        "  wait_for_predecessor();\n",
+        "",
+        WHERE,
+    ),
+    Mutant(
+        "wait: threads beyond the last pixel do not wait",
+        "box_mask.cuh",
+        """  wait_for_predecessor();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * box_threads + threadIdx.x;
+  if (i >= a.pixels.total) return;
+""",
+        """  const int64_t i = static_cast<int64_t>(blockIdx.x) * box_threads + threadIdx.x;
+  if (i >= a.pixels.total) return;
+  wait_for_predecessor();
+""",
+        BOX_MASK,
+    ),
+    Mutant(
+        "wait: a score is read before",
+        "select_row.cuh",
+        """  wait_for_predecessor();
+  using K = Key<F>;
+  __shared__ K keys[rank_limit];
+""",
+        """  const volatile F first_score = *static_cast<const volatile F*>(scores);
+  wait_for_predecessor();
+  if (first_score > 1e30f) return;
+  using K = Key<F>;
+  __shared__ K keys[rank_limit];
+""",
+        TRAFFIC,
     ),
     Mutant(
         "where: the last step is lost",
