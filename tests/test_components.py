@@ -21,7 +21,7 @@ def oracle(labels: Tensor, num_classes: int, connectivity: int) -> Tensor:
     """One class at a time by scipy, whose components are numbered by their first pixels."""
     out = labels.cpu().numpy().copy()
     structure = ndimage.generate_binary_structure(out.ndim - 1, connectivity)
-    for image, k in itertools.product(out, range(1, num_classes)):
+    for image, k in itertools.product(out, [k for k in np.unique(out) if 0 < k < num_classes]):
         found, count = ndimage.label(image == k, structure)
         if count > 1:
             pixels = np.bincount(found.ravel())[1:]
@@ -55,6 +55,35 @@ def test_equals_scipy(size: tuple[int, ...], kind: str, dtype: torch.dtype, devi
         assert out.dtype == dtype
         assert torch.equal(out.cpu(), expected), connectivity
         assert torch.equal(reference.largest_components(labels, 4, connectivity=connectivity), expected)
+
+
+@devices
+@kinds
+@pytest.mark.parametrize("width", [8 * n + e for n in (1, 7, 8, 9, 16, 24) for e in (-1, 0, 1)])
+def test_rows_of_words(width: int, kind: str, device: str) -> None:
+    """The CPU takes 64 pixels of a row at a time, from 8 bytes each."""
+    for size in ((9, width), (3, 4, width)):
+        labels = make_labels(size, kind, torch.uint8)
+        labels[0, ..., -2:] = labels[0, ..., :1]  # a class that ends with the row
+        for connectivity in range(1, len(size) + 1):
+            out = entmask_ext.largest_components(labels.to(device), 4, connectivity=connectivity)
+            assert torch.equal(out.cpu(), oracle(labels, 4, connectivity)), connectivity
+
+
+@devices
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 8, 9, 128, 129, 255, 256, 257, 258, 512, 65535, 65536])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_classes_that_differ_in_one_bit(dtype: torch.dtype, classes: int, device: str) -> None:
+    last = classes - 1
+    for bit in range(last.bit_length()):
+        other = last ^ 1 << bit
+        if dtype == torch.uint8 and max(last, other) > 255:
+            continue
+        pair = torch.tensor([last, other, last, other, 255, -1 if dtype == torch.int64 else 0]).to(dtype)
+        labels = pair[torch.randint(0, 6, (2, 7, 70))]
+        for connectivity in (1, 2):
+            out = entmask_ext.largest_components(labels.to(device), classes, connectivity=connectivity)
+            assert torch.equal(out.cpu(), oracle(labels, classes, connectivity)), (bit, connectivity)
 
 
 def spiral(n: int) -> np.ndarray:

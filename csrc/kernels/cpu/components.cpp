@@ -1,19 +1,27 @@
-// The largest component of each class: union-find over runs of pixels.
+// The largest component of each class: union-find over runs of pixels, found and compared 64 pixels at a time.
 //
-// A row is cut into runs of one class; a run is united with the runs of its class that it touches in the rows before.
-// The root of a component is its first run, so that roots ascend with the components' first pixels and the first of
-// equal components is found by walking them in order. Blobs have few runs: most of the time goes into reading the
-// labels.
+// A row is kept as bits: bit x of plane j is bit j of the class of pixel x, where class 0 is background and what is no
+// class. With the planes a_j and b_j of two rows, pixels of one class are
+//
+//     same = foreground & ~((a_0 ^ b_0) | (a_1 ^ b_1) | ...)
+//
+// and each piece of `same` within one run is a pair of runs that touch. So a word without borders costs a few
+// operations, and what is left to unite are pairs of one class, which no branch has to find out. The root of a
+// component is its first run, so that roots ascend with the components' first pixels and the first of equal components
+// is found by walking them in order.
+#include <type_traits>
+
 #include "grid.h"
 #include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
+constexpr int64_t word_pixels = 64;
+
 struct Run {
   int32_t first, last;  // columns [first, last)
   int32_t label;
-  int32_t parent;  // of the union-find: a run before it, or itself
 };
 
 // The largest component of a class, or root -1.
@@ -21,74 +29,171 @@ struct Best {
   int32_t root, pixels;
 };
 
+// A row of pixels, in words.
+struct Row {
+  const uint64_t* planes;  // [planes, words + 1]; the word behind a plane, and that before the first, is 0
+  const uint64_t* starts;  // [words] the first pixels of runs
+  const int32_t* before;   // [words] runs of the image before the word
+};
+
 // What an image needs: there are at most as many runs as pixels.
 struct ComponentsScratch {
-  Run* runs;
+  int64_t words;  // a row
+  int planes, byte_rows;
+  uint8_t* classes;  // [byte_rows, 64 words] of a row: the low bytes, then the high ones
+  uint64_t* bits;    // [rows, planes, words + 1]
+  uint64_t* starts;  // [rows, words]
+  int32_t* before;   // [rows, words]
   int32_t* row_end;  // runs up to the end of each row of pixels
-  int32_t* pixels;   // [runs] of a component, at its root; else 0
-  Best* best;        // [classes]
+  Run* runs;
+  int32_t* parent;  // [runs] of the union-find: a run before it, or itself
+  int32_t* pixels;  // [runs] of a component, at its root; else 0
+  Best* best;       // [classes]
   size_t bytes;
 
   ComponentsScratch(const ComponentsParams& p, void* memory) {
     const int64_t rows = p.size[0] * p.size[1], pixel_count = rows * p.size[2];
+    words = ceil_div(p.size[2], word_pixels);
+    planes = 64 - __builtin_clzll(uint64_t(p.classes - 1));
+    byte_rows = planes > 8 ? 2 : 1;
     Scratch scratch(memory);
-    runs = scratch.take<Run>(pixel_count);
+    classes = scratch.take<uint8_t>(byte_rows * words * word_pixels);
+    bits = scratch.take<uint64_t>(1 + rows * planes * (words + 1)) + 1;
+    starts = scratch.take<uint64_t>(rows * words);
+    before = scratch.take<int32_t>(rows * words);
     row_end = scratch.take<int32_t>(rows + 1);
+    runs = scratch.take<Run>(pixel_count);
+    parent = scratch.take<int32_t>(pixel_count);
     pixels = scratch.take<int32_t>(pixel_count);
     best = scratch.take<Best>(p.classes);
     bytes = scratch.bytes();
   }
+  uint64_t* planes_of(int64_t row) const { return bits + row * planes * (words + 1); }
+  Row row(int64_t row) const { return {planes_of(row), starts + row * words, before + row * words}; }
 };
 
-ENTMASK_INLINE int32_t find(Run* runs, int32_t i) {
-  while (runs[i].parent != i) i = runs[i].parent = runs[runs[i].parent].parent;
+ENTMASK_INLINE int32_t find(int32_t* parent, int32_t i) {
+  while (parent[i] != i) i = parent[i] = parent[parent[i]];
   return i;
 }
 
-// Of the bytes that are not 0, the first in memory.
-ENTMASK_INLINE int64_t first_byte(uint64_t bytes) {
-  return (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __builtin_ctzll(bytes) : __builtin_clzll(bytes)) / 8;
+// Makes one component of two runs' components.
+ENTMASK_INLINE void link(int32_t* parent, int32_t i, int32_t j) {
+  if (parent[i] == parent[j]) return;
+  const int32_t a = find(parent, i), b = find(parent, j);
+  parent[a < b ? b : a] = a < b ? a : b;
 }
 
-// The end of the run of row[x]'s label.
-template <class L>
-ENTMASK_INLINE int64_t run_end(const L* row, int64_t x, int64_t width) {
-  const L label = row[x++];
-  if constexpr (sizeof(L) == 1) {
-    const uint64_t all = uint64_t(label) * 0x0101010101010101u;
-    for (; x + 8 <= width; x += 8) {
-      uint64_t eight;
-      __builtin_memcpy(&eight, row + x, 8);
-      if (eight != all) return x + first_byte(eight ^ all);
+// The run of a pixel of the foreground.
+ENTMASK_INLINE int32_t run_at(const Row& row, int64_t x) {
+  const int64_t word = x / word_pixels;
+  const uint64_t upto = ~uint64_t{0} >> (word_pixels - 1 - x % word_pixels);
+  return row.before[word] + __builtin_popcountll(row.starts[word] & upto) - 1;
+}
+
+// Calls fn(x) for each bit of a word, ascending.
+template <class F>
+ENTMASK_INLINE void each_bit(uint64_t bits, F&& fn) {
+  for (; bits != 0; bits &= bits - 1) fn(__builtin_ctzll(bits));
+}
+
+// Unites the runs of row a with those of their class in an earlier row b that they touch. `diagonal`: a step along the
+// row counts too.
+template <bool diagonal>
+void unite(const ComponentsScratch& s, const Row& a, const Row& b) {
+  for (int64_t w = 0; w < s.words; ++w) {
+    uint64_t foreground = 0, differ = 0, differ_ahead = 0, differ_behind = 0;
+    for (int j = 0; j < s.planes; ++j) {
+      const int64_t i = j * (s.words + 1) + w;
+      const uint64_t mine = a.planes[i], its = b.planes[i];
+      foreground |= mine;
+      differ |= mine ^ its;
+      if constexpr (diagonal) {
+        differ_ahead |= mine ^ (its >> 1 | b.planes[i + 1] << 63);
+        differ_behind |= mine ^ (its << 1 | b.planes[i - 1] >> 63);
+      }
+    }
+    const int64_t x = w * word_pixels;
+    const uint64_t same = foreground & ~differ;
+    // The first pixel of each piece; a second piece of the same two runs does no harm.
+    each_bit(same & (~(same << 1) | a.starts[w]),
+             [&](int bit) { link(s.parent, run_at(a, x + bit), run_at(b, x + bit)); });
+    if constexpr (diagonal) {
+      // Where the pixel itself or the one beside it is the same, so are their runs.
+      each_bit(foreground & ~(differ_ahead | same | same >> 1),
+               [&](int bit) { link(s.parent, run_at(a, x + bit), run_at(b, x + bit + 1)); });
+      each_bit(foreground & ~(differ_behind | same | same << 1),
+               [&](int bit) { link(s.parent, run_at(a, x + bit), run_at(b, x + bit - 1)); });
     }
   }
-  while (x < width && row[x] == label) ++x;
-  return x;
 }
 
-// Makes one component of two runs' components.
-ENTMASK_INLINE void link(Run* runs, int32_t i, int32_t j) {
-  const int32_t a = find(runs, i), b = find(runs, j);
-  runs[a < b ? b : a].parent = a < b ? a : b;
+// Bit j of eight bytes, in their order.
+ENTMASK_INLINE uint64_t eight_bits(const uint8_t* bytes, int j) {
+  uint64_t eight;
+  __builtin_memcpy(&eight, bytes, 8);
+  if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
+  return (eight >> j & 0x0101010101010101u) * 0x0102040810204080u >> 56;
 }
 
-// Unites the runs [i, end) of a row with those of its class in an earlier row, [j, to), that they touch. `diagonal`: a
-// step along the row counts too. One walk along both rows, always on from the run that ends first: where the ends of
-// runs cannot be foreseen, each branch on them would cost more than a step.
-template <bool diagonal>
-void unite(Run* runs, int32_t i, int32_t end, int32_t j, int32_t to) {
-  while (i < end && j < to) {
-    const Run &a = runs[i], &b = runs[j];
-    const bool touch = (a.first < b.last + diagonal) & (b.first < a.last + diagonal);
-    const int32_t a_last = a.last, b_last = b.last;
-    if ((a.label == b.label) & touch) link(runs, i, j);
-    // Where both end at once each touches the one behind the other.
-    if (diagonal && a_last == b_last && i + 1 < end && runs[i + 1].first == b_last &&
-        runs[i + 1].label == runs[j].label)
-      link(runs, i + 1, j);
-    i += diagonal ? a_last < b_last : a_last <= b_last;
-    j += a_last >= b_last;
+// A byte of each label that is a class, else 0.
+template <class L>
+ENTMASK_INLINE void class_bytes(const L* __restrict labels, int64_t n, uint64_t last_class, int shift,
+                                uint8_t* __restrict out) {
+  using U = std::make_unsigned_t<L>;
+  const U last = last_class < U(-1) ? U(last_class) : U(-1);
+  for (int64_t x = 0; x < n; ++x) out[x] = U(labels[x]) <= last ? uint8_t(U(labels[x]) >> shift) : uint8_t{0};
+}
+
+// The planes of a row.
+template <class L>
+void read_row(const ComponentsParams& p, const ComponentsScratch& s, const L* line, uint64_t* planes) {
+  const int64_t padded = s.words * word_pixels;
+  class_bytes(line, p.size[2], uint64_t(p.classes - 1), 0, s.classes);
+  if (s.byte_rows > 1) {
+    if constexpr (sizeof(L) > 1) class_bytes(line, p.size[2], uint64_t(p.classes - 1), 8, s.classes + padded);
   }
+  for (int j = 0; j < s.planes; ++j) {
+    const uint8_t* const bytes = s.classes + j / 8 * padded;
+    for (int64_t w = 0; w < s.words; ++w) {
+      uint64_t word = 0;
+      for (int i = 0; i < 8; ++i) word |= eight_bits(bytes + w * word_pixels + 8 * i, j % 8) << 8 * i;
+      planes[j * (s.words + 1) + w] = word;
+    }
+    planes[j * (s.words + 1) + s.words] = 0;
+  }
+}
+
+// Appends the runs of a row to the `count` before; how many there are then.
+template <class L>
+int32_t find_runs(const ComponentsParams& p, const ComponentsScratch& s, const L* line, int64_t row, int32_t count) {
+  const uint64_t* const planes = s.planes_of(row);
+  int32_t ranked = count;
+  int64_t first = 0;
+  // Of the background too, but that is written over.
+  const auto end_run = [&](int64_t last) {
+    const int64_t label = int64_t(line[first]);
+    s.runs[count] = {int32_t(first), int32_t(last), int32_t(label)};
+    s.parent[count] = count;
+    s.pixels[count] = 0;
+    count += (label > 0) & (label < p.classes);
+    first = last;
+  };
+  for (int64_t w = 0; w < s.words; ++w) {
+    uint64_t foreground = 0, changes = 0;
+    for (int j = 0; j < s.planes; ++j) {
+      const int64_t i = j * (s.words + 1) + w;
+      foreground |= planes[i];
+      changes |= planes[i] ^ (planes[i] << 1 | planes[i - 1] >> 63);
+    }
+    s.starts[row * s.words + w] = changes & foreground;
+    s.before[row * s.words + w] = ranked;
+    ranked += __builtin_popcountll(changes & foreground);
+    if (w == 0) changes &= ~uint64_t{1};
+    each_bit(changes, [&](int bit) { end_run(w * word_pixels + bit); });
+  }
+  if (first < p.size[2]) end_run(p.size[2]);
+  return count;
 }
 
 // A run's pixels to 0. Noise has runs of a pixel or two, which a call of memset would cost more than they do.
@@ -101,7 +206,6 @@ ENTMASK_INLINE void clear(L* pixels, int64_t n) {
 template <class L>
 void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L* labels, L* out) {
   const int64_t depth = p.size[0], height = p.size[1], width = p.size[2];
-  Run* const runs = s.runs;
   int32_t count = 0;
   s.row_end[0] = 0;
   for (int64_t z = 0; z < depth; ++z)
@@ -109,21 +213,15 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
       const int64_t row = z * height + y;
       const L* const line = labels + row * width;
       const int32_t begin = count;
-      for (int64_t x = 0, end; x < width; x = end) {
-        end = run_end(line, x, width);
-        const int64_t label = int64_t(line[x]);
-        runs[count] = {int32_t(x), int32_t(end), int32_t(label), count};
-        s.pixels[count] = 0;
-        count += (label > 0) & (label < p.classes);  // else it is written over
-      }
+      read_row(p, s, line, s.planes_of(row));
+      count = find_runs(p, s, line, row, count);
       s.row_end[row + 1] = count;
       if (begin == count) continue;
       // The rows before that are a step of one or two axes away.
       auto with = [&](int64_t dz, int64_t dy) {
         const int64_t steps = dz + (dy ? 1 : 0), other = row - dz * height + dy;
         if (z < dz || y + dy < 0 || y + dy >= height || steps > p.connectivity) return;
-        const auto walk = p.connectivity > steps ? unite<true> : unite<false>;
-        walk(runs, begin, count, s.row_end[other], s.row_end[other + 1]);
+        (p.connectivity > steps ? unite<true> : unite<false>)(s, s.row(row), s.row(other));
       };
       with(0, -1);
       with(1, 0);
@@ -132,19 +230,19 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
     }
 
   for (int32_t i = 0; i < count; ++i) {
-    const int32_t root = runs[i].parent = runs[runs[i].parent].parent;  // parents lie before, and are roots by now
-    s.pixels[root] += runs[i].last - runs[i].first;
+    const int32_t root = s.parent[i] = s.parent[s.parent[i]];  // parents lie before, and are roots by now
+    s.pixels[root] += s.runs[i].last - s.runs[i].first;
   }
   for (int64_t k = 0; k < p.classes; ++k) s.best[k] = {-1, 0};
   for (int32_t i = 0; i < count; ++i) {  // no pixels but at a root
-    Best& best = s.best[runs[i].label];
+    Best& best = s.best[s.runs[i].label];
     if (s.pixels[i] > best.pixels) best = {i, s.pixels[i]};
   }
   __builtin_memcpy(out, labels, size_t(depth * height * width) * sizeof(L));
   for (int64_t row = 0; row < depth * height; ++row)
     for (int32_t i = s.row_end[row]; i < s.row_end[row + 1]; ++i) {
-      const Run& run = runs[i];
-      if (run.parent != s.best[run.label].root) clear(out + row * width + run.first, run.last - run.first);
+      const Run& run = s.runs[i];
+      if (s.parent[i] != s.best[run.label].root) clear(out + row * width + run.first, run.last - run.first);
     }
 }
 
@@ -155,6 +253,8 @@ size_t scratch_bytes(const ComponentsParams& p) { return ComponentsScratch(p, nu
 void run(const ComponentsParams& p, const Memory& memory, int64_t begin, int64_t end) {
   const ComponentsScratch scratch(p, memory.scratch);
   const int64_t pixels = p.size[0] * p.size[1] * p.size[2];
+  __builtin_memset(scratch.classes, 0, size_t(scratch.byte_rows * scratch.words * word_pixels));
+  scratch.bits[-1] = 0;
   for (int64_t n = begin; n < end; ++n) {
     if (p.label_dtype == LabelDtype::uint8)
       keep_largest(p, scratch, static_cast<const uint8_t*>(p.labels) + n * pixels,
