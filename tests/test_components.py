@@ -80,8 +80,8 @@ def test_classes_that_differ_in_one_bit(dtype: torch.dtype, classes: int, device
         if dtype == torch.uint8 and max(last, other) > 255:
             continue
         pair = torch.tensor([last, other, last, other, 255, -1 if dtype == torch.int64 else 0]).to(dtype)
-        labels = pair[torch.randint(0, 6, (2, 7, 70))]
-        for connectivity in (1, 2):
+        labels = pair[torch.randint(0, 6, (2, 3, 4, 70))]
+        for connectivity in (1, 2, 3):
             out = entmask_ext.largest_components(labels.to(device), classes, connectivity=connectivity)
             assert torch.equal(out.cpu(), oracle(labels, classes, connectivity)), (bit, connectivity)
 

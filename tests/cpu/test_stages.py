@@ -143,6 +143,21 @@ def test_largest_components(dtype: type, options: dict[str, Any]) -> None:
             np.testing.assert_array_equal(out, test_components.expected(labels, 4, connectivity))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("classes", [2, 5, 256, 257, 65536])
+def test_rows_of_words_and_bits_of_classes(classes: int, dtype: type, options: dict[str, Any]) -> None:
+    """Rows are read 64 pixels at a time, into a plane for each bit of the class."""
+    g = data.rng(classes)
+    last = min(classes - 1, np.iinfo(dtype).max)
+    kinds = np.unique([1, last, last ^ 1 << last.bit_length() // 2, max(1, last >> 1)])
+    for shape in ((2, 4, 63), (1, 4, 64), (1, 3, 3, 65), (1, 4, 128), (1, 3, 191), (1, 2, 193)):
+        labels = g.choice(kinds, shape).astype(dtype)
+        labels[g.random(shape) < 0.3] = 0
+        for connectivity in range(1, len(shape)):
+            out, _ = launchers.components(labels, classes, connectivity, **options)
+            np.testing.assert_array_equal(out, test_components.expected(labels, classes, connectivity))
+
+
 # ---------------------------------------------------------------- selection
 
 

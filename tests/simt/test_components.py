@@ -28,7 +28,7 @@ SHAPES = [
 def expected(labels: np.ndarray, classes: int, connectivity: int) -> np.ndarray:
     out = labels.copy()
     structure = ndimage.generate_binary_structure(labels.ndim - 1, connectivity)
-    for image, k in itertools.product(out, range(1, classes)):
+    for image, k in itertools.product(out, [k for k in np.unique(out) if 0 < k < classes]):
         found, count = ndimage.label(image == k, structure)
         if count > 1:
             pixels = np.bincount(found.ravel())[1:]

@@ -1,16 +1,14 @@
 // The largest component of each class: union-find over runs of pixels, found and compared 64 pixels at a time.
 //
-// A row is kept as bits: bit x of plane j is bit j of the class of pixel x, where class 0 is background and what is no
-// class. With the planes a_j and b_j of two rows, pixels of one class are
+// A row is kept as bits: bit x of plane j is bit j of the class of pixel x; background and labels that are no class
+// have none. With the planes a_j and b_j of two rows, pixels of one class are
 //
 //     same = foreground & ~((a_0 ^ b_0) | (a_1 ^ b_1) | ...)
 //
-// and each piece of `same` within one run is a pair of runs that touch. So a word without borders costs a few
-// operations, and what is left to unite are pairs of one class, which no branch has to find out. The root of a
+// and each piece of `same` within one run is a pair of runs that touch. So 64 pixels without a border cost a few
+// operations for each bit of the class, and only pairs that are to be united are looked at one by one. The root of a
 // component is its first run, so that roots ascend with the components' first pixels and the first of equal components
 // is found by walking them in order.
-#include <type_traits>
-
 #include "grid.h"
 #include "table.h"
 
@@ -119,7 +117,7 @@ void unite(const ComponentsScratch& s, const Row& a, const Row& b) {
     each_bit(same & (~(same << 1) | a.starts[w]),
              [&](int bit) { link(s.parent, run_at(a, x + bit), run_at(b, x + bit)); });
     if constexpr (diagonal) {
-      // Where the pixel itself or the one beside it is the same, so are their runs.
+      // Where `same` holds at x, or at x + 1 (x - 1), its piece has united these two runs.
       each_bit(foreground & ~(differ_ahead | same | same >> 1),
                [&](int bit) { link(s.parent, run_at(a, x + bit), run_at(b, x + bit + 1)); });
       each_bit(foreground & ~(differ_behind | same | same << 1),
@@ -128,40 +126,65 @@ void unite(const ComponentsScratch& s, const Row& a, const Row& b) {
   }
 }
 
-// Bit j of eight bytes, in their order.
-ENTMASK_INLINE uint64_t eight_bits(const uint8_t* bytes, int j) {
-  uint64_t eight;
-  __builtin_memcpy(&eight, bytes, 8);
-  if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
-  return (eight >> j & 0x0101010101010101u) * 0x0102040810204080u >> 56;
+// Bit j of 64 bytes, in their order.
+ENTMASK_INLINE uint64_t bits_of(const uint8_t* bytes, int j) {
+#if defined(__AVX512BW__)
+  return _mm512_test_epi8_mask(_mm512_loadu_si512(bytes), _mm512_set1_epi8(char(1 << j)));
+#elif defined(__AVX2__)
+  const auto half = [&](int i) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes) + i);
+    return uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(v, 7 - j))));  // the highest bit of each byte
+  };
+  return half(0) | half(1) << 32;
+#elif defined(__SSE2__)
+  uint64_t word = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i);
+    word |= uint64_t(uint32_t(_mm_movemask_epi8(_mm_slli_epi16(v, 7 - j)))) << 16 * i;
+  }
+  return word;
+#else
+  uint64_t word = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, bytes + 8 * i, 8);
+    if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) eight = __builtin_bswap64(eight);
+    // Byte k of the eight, 0 or 1, comes out as bit k of the highest byte: k * 8 + 56 - k * 7.
+    word |= ((eight >> j & 0x0101010101010101u) * 0x0102040810204080u >> 56) << 8 * i;
+  }
+  return word;
+#endif
 }
 
-// A byte of each label that is a class, else 0.
+// A byte of each label that is a class, else 0. Whether one is not 0.
 template <class L>
-ENTMASK_INLINE void class_bytes(const L* __restrict labels, int64_t n, uint64_t last_class, int shift,
+ENTMASK_INLINE bool class_bytes(const L* __restrict labels, int64_t n, uint64_t last_class, int shift,
                                 uint8_t* __restrict out) {
-  using U = std::make_unsigned_t<L>;
-  const U last = last_class < U(-1) ? U(last_class) : U(-1);
-  for (int64_t x = 0; x < n; ++x) out[x] = U(labels[x]) <= last ? uint8_t(U(labels[x]) >> shift) : uint8_t{0};
+  const L last = last_class < L(-1) ? L(last_class) : L(-1);
+  uint8_t any = 0;
+  for (int64_t x = 0; x < n; ++x) any |= out[x] = labels[x] <= last ? uint8_t(labels[x] >> shift) : uint8_t{0};
+  return any != 0;
 }
 
-// The planes of a row.
+// The planes of a row. Whether it has foreground.
 template <class L>
-void read_row(const ComponentsParams& p, const ComponentsScratch& s, const L* line, uint64_t* planes) {
+bool read_row(const ComponentsParams& p, const ComponentsScratch& s, const L* line, uint64_t* planes) {
   const int64_t padded = s.words * word_pixels;
-  class_bytes(line, p.size[2], uint64_t(p.classes - 1), 0, s.classes);
+  bool foreground = class_bytes(line, p.size[2], uint64_t(p.classes - 1), 0, s.classes);
   if (s.byte_rows > 1) {
-    if constexpr (sizeof(L) > 1) class_bytes(line, p.size[2], uint64_t(p.classes - 1), 8, s.classes + padded);
+    if constexpr (sizeof(L) > 1)
+      foreground |= class_bytes(line, p.size[2], uint64_t(p.classes - 1), 8, s.classes + padded);
+  }
+  if (!foreground) {
+    __builtin_memset(planes, 0, size_t(s.planes * (s.words + 1)) * sizeof(uint64_t));
+    return false;
   }
   for (int j = 0; j < s.planes; ++j) {
     const uint8_t* const bytes = s.classes + j / 8 * padded;
-    for (int64_t w = 0; w < s.words; ++w) {
-      uint64_t word = 0;
-      for (int i = 0; i < 8; ++i) word |= eight_bits(bytes + w * word_pixels + 8 * i, j % 8) << 8 * i;
-      planes[j * (s.words + 1) + w] = word;
-    }
+    for (int64_t w = 0; w < s.words; ++w) planes[j * (s.words + 1) + w] = bits_of(bytes + w * word_pixels, j % 8);
     planes[j * (s.words + 1) + s.words] = 0;
   }
+  return true;
 }
 
 // Appends the runs of a row to the `count` before; how many there are then.
@@ -212,11 +235,10 @@ void keep_largest(const ComponentsParams& p, const ComponentsScratch& s, const L
     for (int64_t y = 0; y < height; ++y) {
       const int64_t row = z * height + y;
       const L* const line = labels + row * width;
-      const int32_t begin = count;
-      read_row(p, s, line, s.planes_of(row));
-      count = find_runs(p, s, line, row, count);
+      const bool foreground = read_row(p, s, line, s.planes_of(row));
+      if (foreground) count = find_runs(p, s, line, row, count);
       s.row_end[row + 1] = count;
-      if (begin == count) continue;
+      if (!foreground) continue;
       // The rows before that are a step of one or two axes away.
       auto with = [&](int64_t dz, int64_t dy) {
         const int64_t steps = dz + (dy ? 1 : 0), other = row - dz * height + dy;
@@ -260,8 +282,8 @@ void run(const ComponentsParams& p, const Memory& memory, int64_t begin, int64_t
       keep_largest(p, scratch, static_cast<const uint8_t*>(p.labels) + n * pixels,
                    static_cast<uint8_t*>(p.out) + n * pixels);
     else
-      keep_largest(p, scratch, static_cast<const int64_t*>(p.labels) + n * pixels,
-                   static_cast<int64_t*>(p.out) + n * pixels);
+      keep_largest(p, scratch, static_cast<const uint64_t*>(p.labels) + n * pixels,
+                   static_cast<uint64_t*>(p.out) + n * pixels);
   }
 }
 
