@@ -107,11 +107,18 @@ def select(
 
 
 def pseudo_labels(
-    logits: Tensor, *, labels: str = "uint8", min_confidence: Number | None = None, **options: Any
+    logits: Tensor,
+    *,
+    labels: str = "uint8",
+    min_confidence: Number | None = None,
+    labels_offset: int | None = None,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray, Counts]:
     """The labels [N, *S], the accepted share [N]."""
     n, k, *size = logits.storage.shape
-    out = Output("labels", np.empty((n, *size), LABELS[labels]), 0 if logits.offset == 0 else 8)
+    if labels_offset is None:
+        labels_offset = 0 if logits.offset == 0 else 8
+    out = Output("labels", np.empty((n, *size), LABELS[labels]), labels_offset)
     accepted = Output("accepted", np.empty(n, np.float32))
     fields = {
         "logits": logits.input("logits"),
@@ -131,10 +138,17 @@ def pseudo_labels(
 
 
 def entropy_map(
-    logits: Tensor, *, uncertainty: str = "entropy", normalize: bool = True, **options: Any
+    logits: Tensor,
+    *,
+    uncertainty: str = "entropy",
+    normalize: bool = True,
+    entropy_offset: int | None = None,
+    **options: Any,
 ) -> tuple[np.ndarray, Counts]:
     n, k, *size = logits.storage.shape
-    entropy = Output("entropy", np.empty((n, *size), _compute(logits.dtype)), 0 if logits.offset == 0 else 4)
+    if entropy_offset is None:
+        entropy_offset = 0 if logits.offset == 0 else 8 if logits.dtype == "float64" else 4
+    entropy = Output("entropy", np.empty((n, *size), _compute(logits.dtype)), entropy_offset)
     fields = {
         "logits": logits.input("logits"),
         "entropy": entropy,
@@ -146,8 +160,6 @@ def entropy_map(
         "uncertainty": ENUMS["Uncertainty"][uncertainty],
         "normalize": normalize,
     }
-    if logits.dtype == "float64" and entropy.offset:
-        entropy.offset = 8
     counts = run("entropy_map", "EntropyMapParams", fields, **options)
     return written(entropy), counts
 
@@ -442,9 +454,9 @@ def components(
     return out.array, counts
 
 
-def box_mask(boxes: np.ndarray, size: Sequence[int], **options: Any) -> tuple[np.ndarray, Counts]:
+def box_mask(boxes: np.ndarray, size: Sequence[int], out_offset: int = 0, **options: Any) -> tuple[np.ndarray, Counts]:
     """boxes [N, 2 * axes] -> bool [N, *size]."""
-    out = Output("out", np.empty((len(boxes), *size), np.uint8))
+    out = Output("out", np.empty((len(boxes), *size), np.uint8), out_offset)
     fields = {
         "boxes": Input("boxes", boxes.astype(np.int64)),
         "out": out,

@@ -27,6 +27,12 @@ def test_boxes(size: tuple[int, ...], mode: str) -> None:
     np.testing.assert_array_equal(out, expected(boxes, size))
 
 
+def test_an_odd_address() -> None:
+    boxes = np.array([[2, 9, 5, 40], [0, 3, 1, 2]])
+    out, _ = launchers.box_mask(boxes, (16, 64), out_offset=1)
+    np.testing.assert_array_equal(out, expected(boxes, (16, 64)))
+
+
 def test_rows_of_16_are_stored_whole() -> None:
     boxes = np.array([[2, 9, 5, 40]])
     _, counts = launchers.box_mask(boxes, (16, 64), mode="count", runs=FORWARD)

@@ -88,6 +88,15 @@ def test_padded_rows(width: int, dtype: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [4, 8, 12])
+def test_a_map_at_an_odd_address(classes: int, dtype: str) -> None:
+    """Where the logits are at an even one."""
+    x = tensor(data.logits((2, classes, 9, 24), seed=classes), dtype)
+    found, _ = launchers.entropy_map(x, entropy_offset=4)
+    np.testing.assert_allclose(found, reference.entropy(x.values), rtol=0, atol=4e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [4, 8])
 def test_channels_last_at_an_odd_address(classes: int, dtype: str) -> None:
     x = tensor(data.logits((2, classes, 9, 11), seed=classes), dtype, "channels_last")

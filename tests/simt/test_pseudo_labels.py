@@ -63,6 +63,16 @@ def test_layouts(classes: int, dtype: str, layout: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("labels", ["uint8", "int64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("classes", [4, 8, 12])
+def test_labels_at_an_odd_address(classes: int, dtype: str, labels: str) -> None:
+    """Where the logits are at an even one."""
+    x = tensor(data.logits((2, classes, 9, 24), seed=classes), dtype)
+    found, _, _ = launchers.pseudo_labels(x, labels=labels, labels_offset=1 if labels == "uint8" else 8)
+    np.testing.assert_array_equal(found, reference.labels(x.values))
+
+
+@pytest.mark.parametrize("labels", ["uint8", "int64"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_a_limit_on_the_device(dtype: str, labels: str) -> None:
     x = tensor(data.logits((3, 4, 7, 24), seed=5))

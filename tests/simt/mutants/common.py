@@ -257,6 +257,13 @@ MUTANTS = [
         BOX_MASK,
     ),
     Mutant(
+        "box: the mask's address is not looked at",
+        "box_mask.cu",
+        "p.size[2] % 16 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;",
+        "p.size[2] % 16 == 0;",
+        BOX_MASK,
+    ),
+    Mutant(
         "wait: a score is read before",
         "select_row.cuh",
         """  wait_for_predecessor();

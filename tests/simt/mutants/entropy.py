@@ -257,6 +257,13 @@ MUTANTS = [
         ENTROPY,
     ),
     Mutant(
+        "map: the entropy's address is not looked at",
+        "entropy_map.cuh",
+        "  if (layout == Layout::planes && reinterpret_cast<uintptr_t>(p.entropy) % 16 != 0) layout = Layout::any;\n",
+        "",
+        ENTROPY,
+    ),
+    Mutant(
         "top two: the second is the last of its equals",
         "math.cuh",
         "const bool gains = lead || loser > second;",
