@@ -369,11 +369,14 @@ def soft_loss_backward(
     *,
     kl: bool,
     where_offset: int = 0,
+    grad_offset: int | None = None,
     **options: Any,
 ) -> tuple[np.ndarray, Counts]:
     """float64 values of grad_logits."""
     number = np.float64 if "float64" in (logits.dtype, target.dtype) else np.float32
-    grad_logits = like(logits, "grad_logits")
+    grad_logits = like(
+        logits if grad_offset is None else Tensor(logits.storage, logits.dtype, grad_offset), "grad_logits"
+    )
     fields = {
         "loss": _soft_loss_fields(logits, target, where, kl, where_offset),
         "sums": Input("sums", np.asarray(sums, np.float64)),

@@ -130,6 +130,26 @@ def test_pixels_outside_do_not_matter(classes: int, kl: bool) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("classes", [4, 8, 12])
+def test_a_gradient_at_an_odd_address(classes: int, kl: bool) -> None:
+    """Where the logits are at an even one."""
+    x, y, _ = case((2, classes, 5, 16), "float32")
+    _, sums = reference.soft_loss(x.values, y.values, None, kl=kl)
+    grad, _ = launchers.soft_loss_backward(x, y, None, sums, -1.5, kl=kl, grad_offset=4)
+    expected = reference.soft_loss_backward(x.values, y.values, None, -1.5, kl=kl)
+    np.testing.assert_allclose(grad, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max())
+
+
+@each_mode
+@pytest.mark.parametrize("classes", [2, 4, 7, 12])
+def test_an_infinite_logit_of_the_student_is_nan(classes: int, mode: str) -> None:
+    """Where the teacher excludes that class too, so that its own term is 0 and the others' are infinite."""
+    x, y, _ = case((1, classes, 3, 8), "float32")
+    x.storage[0, 1], y.storage[0, 1] = np.inf, -np.inf
+    assert np.isnan(launchers.soft_loss_forward(x, y, None, kl=True, mode=mode)[0])
+
+
+@kinds
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("classes", [4, 12])
 def test_bad_logits_are_nan(classes: int, bad: float, kl: bool) -> None:

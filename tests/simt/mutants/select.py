@@ -373,6 +373,7 @@ MUTANTS = [
         "<< shift, at.less, at.count};\n",
         RACES,
         build="tsan",
+        equivalent="what comes next, the counting of a digit, begins with a barrier",
     ),
     Mutant(
         "tiles: the first digit's counts of one half of the tiles",
