@@ -79,7 +79,9 @@ class Case:
 
     def __str__(self) -> str:
         def short(value: Any) -> str:
-            return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(value)[:40]
+            if isinstance(value, (Tensor, np.ndarray)):
+                return f"{list(value.shape)} {value.dtype}"
+            return str(value)[:40]
 
         return f"{self.function}({', '.join(f'{name}={short(value)}' for name, value in self.bad.items())})"
 
