@@ -12,9 +12,11 @@ starts as NaN, so that nothing that was not written looks right. The CUDA kernel
 | 16 rows, 8 above 128 classes (flush_rows) | products of 1 + z become logarithms | test_flush_of_rows |
 | 64 vectors (kFlushVectors) | the loss's sums go to double | test_flush_of_the_loss |
 | 8, 16, 32, 64, 512 bytes (copy_elements) | how a patch's row is copied | test_runs, test_copied_rows |
+| exactly 8, 16, 32, 64, 128 bytes (with_copy) | a moved patch's row is copied without a branch | test_copied_rows |
 | 64 patches of a strip (kPatches) | places of moved patches looked up at once | test_moved_patches |
 | 256 takers of these (kTakers) | the gradient looks up more of them for each row | test_many_takers |
-| 32 bytes (kRunBytes) | wider patches are copied, narrower ones blended | test_runs |
+| 64 bytes (kRunBytes) | wider patches are copied, narrower ones blended | test_runs |
+| 16 to 64 bytes (kVectorBytes), 2 to 64 pixels | a blended row's last vector is moved back | test_blended_rows |
 | 2 to 16 lanes | a row's last vector is moved back, a shorter row is staged | test_lanes |
 | 2 to 64 elements of 16 to 64 bytes | 2, 3, 4 or 8 interleaved classes are unzipped | test_lanes |
 | 128 pixels, fewer above 256 classes | pieces of staged rows | test_staged_pieces |
@@ -269,15 +271,28 @@ def test_flush_of_the_loss(width: int, device: str) -> None:
 
 
 @devices
-@pytest.mark.parametrize(
-    "width", [3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 95, 96, 97]
-)
+@pytest.mark.parametrize("width", around(4, 8, 16, 32, 64))
 def test_runs(width: int, device: str) -> None:
     """Of `width` bytes and of `width` elements, in rows shorter and longer than a chunk."""
     for dtype, pixels in itertools.product((torch.float64, torch.float32, torch.float16), (50, 1100, 3080)):
         shape = row(pixels, width, classes=2, channels=1 + width % 3)
         check_masking(shape, dtype, device)
-        check_where(shape, torch.int8, device)
+        check_where(Shape(1, shape.channels, 2, (5, pixels), (3, width)), torch.int8, device)
+
+
+@devices
+@pytest.mark.parametrize("width", around(2, 4, 8, 16, 32, 64))
+def test_blended_rows(width: int, device: str) -> None:
+    """Two tensors, and a number on either side; rows behind each other and apart; patches of a pixel and of some."""
+    for patch, dtype in itertools.product((1, 3, 16), (torch.uint8, torch.int16, torch.float32, torch.int64)):
+        shape = row(width, patch, height=5)
+        patches = make_patches(shape, device)
+        inside, outside = (torch.randint(1, 128, (1, 2, 5, width), device=device).to(dtype) for _ in range(2))
+        for x, y in ((inside, outside), (7, outside), (inside, 7)):
+            want = reference.patch_where(patches, x, y, shape.patch)
+            for layout in THREE:
+                sides = (LAYOUTS[layout](side) if isinstance(side, Tensor) else side for side in (x, y))
+                assert_same_bits(entmask_ext.patch_where(patches, *sides, shape.patch), want)
 
 
 def check_moving(
@@ -318,7 +333,7 @@ def check_moving(
 def test_copied_rows(dtype: torch.dtype, lengths: tuple[int, ...], device: str) -> None:
     for width in around(*lengths):
         check_moving(2, (4, 3 * width), (2, width), dtype, device)
-    bytes_ = [n for n in around(8, 16, 32, 64, 512) if dtype is torch.float16]
+    bytes_ = [n for n in around(8, 16, 32, 64, 128, 512) if dtype is torch.float16]
     for width in bytes_:
         x = torch.randint(256, (2, 1, 2, 2 * width), device=device).to(torch.uint8)
         source = torch.randint(4, (2, 1, 2), device=device)

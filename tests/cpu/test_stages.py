@@ -69,6 +69,7 @@ WHERE_DTYPES = ["uint8", "bfloat16", "float32", "float64"]  # 1, 2, 4 and 8 byte
 # size, patch
 PLACES = [
     *(((2, width), (1, patch)) for width, patch in itertools.product((1, 3, 17, 50), (1, 2, 3, 8, 17, 60))),
+    *(((2, width), (1, patch)) for width, patch in itertools.product((15, 63, 64, 65, 193), (1, 16, 31, 63, 64))),
     *(((2, width), (2, patch)) for width in (1023, 1025, 3074) for patch in (1, 3, 7, 31, 1024, 1500)),
     ((34, 993), (33, 100)),  # two items, of which the last strip has a row for one
     ((2, 40_000), (2, 17_000)),

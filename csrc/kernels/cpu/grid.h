@@ -39,24 +39,45 @@ ENTMASK_INLINE int64_t strip_items(const Grid& g, int64_t batch) {
 
 // Rows [first, last) of a strip; row r is at depth z(r), height y(r).
 struct Item {
-  int64_t strip, n, gz, gy, first, last;
-  int64_t z0, y0, rows_y;
+  const Grid& g;
+  int64_t splits, split, strip, n, gz, gy;
+  int64_t z0, y0, rows_y, first, last;
 
-  ENTMASK_INLINE Item(const Grid& g, int64_t splits, int64_t item) {
-    const int64_t split = item % splits;
+  ENTMASK_INLINE Item(const Grid& grid, int64_t split_count, int64_t item) : g(grid), splits(split_count) {
+    split = item % splits;
     strip = item / splits;
     gy = strip % g.count[1];
     gz = strip / g.count[1] % g.count[0];
     n = strip / g.count[1] / g.count[0];
-    rows_y = extent(g, 1, gy);
-    const int64_t rows = extent(g, 0, gz) * rows_y;
-    first = rows * split / splits;
-    last = rows * (split + 1) / splits;
-    z0 = gz * g.patch[0];
-    y0 = gy * g.patch[1];
+    find_rows();
+  }
+  // Becomes the item behind this one. Where pixels are only moved, the divisions above take as long as the copies.
+  ENTMASK_INLINE void next() {
+    if (++split == splits) {
+      split = 0;
+      ++strip;
+      if (++gy == g.count[1]) {
+        gy = 0;
+        if (++gz == g.count[0]) {
+          gz = 0;
+          ++n;
+        }
+      }
+    }
+    find_rows();
   }
   ENTMASK_INLINE int64_t z(int64_t r) const { return z0 + r / rows_y; }
   ENTMASK_INLINE int64_t y(int64_t r) const { return y0 + r % rows_y; }
+
+ private:
+  ENTMASK_INLINE void find_rows() {
+    z0 = gz * g.patch[0];
+    y0 = gy * g.patch[1];
+    rows_y = extent(g, 1, gy);
+    const int64_t rows = extent(g, 0, gz) * rows_y;
+    first = splits == 1 ? 0 : rows * split / splits;
+    last = splits == 1 ? rows : rows * (split + 1) / splits;
+  }
 };
 
 template <int bytes>

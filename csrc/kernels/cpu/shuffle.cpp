@@ -35,6 +35,26 @@ struct PatchRows {
     if (from_step == 1 && to_step == 1) return copy_elements(from, to, length);
     for (int64_t i = 0; i < length; ++i) to[i * to_step] = from[i * from_step];
   }
+  // Calls f(copy): copy(from, to) copies a row, in a loop without branches where its length is a usual one.
+  template <class E, class F>
+  ENTMASK_INLINE void with_copy(F&& f) const {
+    const auto with_bytes = [&](auto bytes) {
+      f([](const E* from, E* to) { __builtin_memcpy(to, from, decltype(bytes)::value); });
+    };
+    switch (from_step == 1 && to_step == 1 ? length * int64_t(sizeof(E)) : 0) {
+      case 8:
+        return with_bytes(Constant<8>{});
+      case 16:
+        return with_bytes(Constant<16>{});
+      case 32:
+        return with_bytes(Constant<32>{});
+      case 64:
+        return with_bytes(Constant<64>{});
+      case 128:
+        return with_bytes(Constant<128>{});
+    }
+    f([&](const E* from, E* to) { copy(from, to); });
+  }
   // kWidth elements of a row from the i-th on; those beyond its end read as 0 and are not written.
   template <class S>
   ENTMASK_INLINE Vec<Compute<S>> load_from(const S* from, int64_t i) const {
@@ -71,8 +91,8 @@ void move(const GatherParams& p, int64_t begin, int64_t end) {
   const int64_t splits = strip_splits(g), per_image = g.count[0] * g.count[1] * g.count[2];
   const PatchRows rows(g, p.channels, xs, os);
   const int64_t width = g.patch[2] * os.w;  // of a patch, in `out`
-  for (int64_t index = begin; index < end; ++index) {
-    const Item item(g, splits, index);
+  Item item(g, splits, begin);
+  for (int64_t index = begin; index < end; ++index, item.next()) {
     const int64_t in_group = item.n % p.group, of_image = item.strip * g.count[2] - item.n * per_image;
     const int64_t* const source = p.source + in_group * per_image + of_image;
     for (int64_t j = 0; j < g.count[2]; j += kPatches) {
@@ -83,8 +103,10 @@ void move(const GatherParams& p, int64_t begin, int64_t end) {
         from[i] = static_cast<const E*>(p.x) + patch_offset(g, xs, image, source[j + i] % per_image);
       }
       E* const to = static_cast<E*>(p.out) + patch_offset(g, os, item.n, of_image + j);
-      for_each_row(item, rows.planes, xs, os, [&](int64_t x, int64_t out) {
-        for (int64_t i = 0; i < count; ++i) rows.copy(from[i] + x, to + out + i * width);
+      rows.with_copy<E>([&](auto copy) {
+        for_each_row(item, rows.planes, xs, os, [&](int64_t x, int64_t out) {
+          for (int64_t i = 0; i < count; ++i) copy(from[i] + x, to + out + i * width);
+        });
       });
     }
   }
@@ -118,8 +140,8 @@ void add_takers(const GatherBackwardParams& p, int64_t begin, int64_t end) {
   const int64_t splits = strip_splits(g), per_image = g.count[0] * g.count[1] * g.count[2];
   const PatchRows rows(g, p.channels, is, os);
   const int64_t width = g.patch[2] * os.w;
-  for (int64_t index = begin; index < end; ++index) {
-    const Item item(g, splits, index);
+  Item item(g, splits, begin);
+  for (int64_t index = begin; index < end; ++index, item.next()) {
     for (int64_t j = 0; j < g.count[2]; j += kPatches) {
       const int64_t patch = item.strip * g.count[2] + j;
       const int64_t count = g.count[2] - j < kPatches ? g.count[2] - j : kPatches;

@@ -1,15 +1,15 @@
 // One of two images by patch: a masked image (one side is a number), a mix of two, and the mask of pixels.
 //
 // Elements are moved as bits of their size. A strip's rows all have the same pattern: runs of patches are filled and
-// copied where patches are wide; where they are narrow, the pattern is spread to one element per pixel once per strip
-// and blended.
+// copied where a patch's row fills a cache line; where it is narrower, the pattern is spread to one element per pixel
+// once per strip and blended.
 #include "grid.h"
 #include "table.h"
 
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-constexpr int64_t kRunBytes = 32;  // a patch at least this wide is worth a memcpy
+constexpr int64_t kRunBytes = 64;  // a patch at least this wide is copied; of a narrower one both sides are read anyway
 
 // What rows are filled from: elements `step` apart, rows `pitch` apart, or, where `row` is nullptr, one value.
 template <class E>
@@ -41,15 +41,51 @@ struct Target {
   int64_t step, pitch;
 };
 
+typedef unsigned char Bytes __attribute__((vector_size(kVectorBytes)));
+
+ENTMASK_INLINE Bytes load_bytes(const char* p) {
+  Bytes v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class E>
+ENTMASK_INLINE Bytes all_equal(E value) {
+  E elements[kVectorBytes / sizeof(E)];
+  for (E& e : elements) e = value;
+  return load_bytes(reinterpret_cast<const char*>(elements));
+}
+
 // out = where the bits of pattern are set b, else a, for n neighbouring elements of each row. X, Y: a and b are rows.
+// The last vector of a row is moved back to end with it.
 template <bool X, bool Y, class E>
 void blend_rows(const E* pattern, const Source<E>& a, const Source<E>& b, const Target<E>& out, int64_t n,
                 int64_t rows) {
   const E u = a.value, v = b.value;
-  for (int64_t r = 0; r < rows; ++r) {
-    const E *const x = a.at(r), *const y = b.at(r);
-    E* const __restrict to = out.row + r * out.pitch;
-    for (int64_t i = 0; i < n; ++i) to[i] = E(((X ? x[i] : u) & E(~pattern[i])) | ((Y ? y[i] : v) & pattern[i]));
+  const int64_t bytes = n * int64_t(sizeof(E));
+  if (bytes < kVectorBytes) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const E *const x = a.at(r), *const y = b.at(r);
+      E* const __restrict to = out.row + r * out.pitch;
+      for (int64_t i = 0; i < n; ++i) to[i] = E(((X ? x[i] : u) & E(~pattern[i])) | ((Y ? y[i] : v) & pattern[i]));
+    }
+    return;
+  }
+  const Bytes us = all_equal(u), vs = all_equal(v);
+  const char* const bits = reinterpret_cast<const char*>(pattern);
+  const int64_t x_pitch = a.pitch, y_pitch = b.pitch, to_pitch = out.pitch;
+  const E *x_row = a.row, *y_row = b.row;
+  E* to_row = out.row;
+  for (int64_t r = 0; r < rows; ++r, x_row += x_pitch, y_row += y_pitch, to_row += to_pitch) {
+    const char *const x = reinterpret_cast<const char*>(x_row), *const y = reinterpret_cast<const char*>(y_row);
+    char* const to = reinterpret_cast<char*>(to_row);
+    const auto blend_at = [&](int64_t i) {
+      const Bytes mask = load_bytes(bits + i);
+      const Bytes chosen = ((X ? load_bytes(x + i) : us) & ~mask) | ((Y ? load_bytes(y + i) : vs) & mask);
+      __builtin_memcpy(to + i, &chosen, sizeof chosen);
+    };
+    int64_t i = 0;
+    for (; i + kVectorBytes <= bytes; i += kVectorBytes) blend_at(i);
+    if (i < bytes) blend_at(bytes - kVectorBytes);
   }
 }
 template <class E>
@@ -92,10 +128,11 @@ struct Row {
 // Calls f(z, y, rows) for the rows of an item, those of one depth at once.
 template <class F>
 ENTMASK_INLINE void for_each_block(const Item& item, F&& f) {
-  for (int64_t r = item.first; r < item.last;) {
-    const int64_t left = item.y0 + item.rows_y - item.y(r), rows = left < item.last - r ? left : item.last - r;
-    f(item.z(r), item.y(r), rows);
-    r += rows;
+  int64_t z = item.first ? item.first / item.rows_y : 0, y = item.first - z * item.rows_y;
+  for (int64_t left = item.last - item.first; left > 0; ++z, y = 0) {
+    const int64_t of_depth = item.rows_y - y, rows = of_depth < left ? of_depth : left;
+    f(item.z0 + z, item.y0 + y, rows);
+    left -= rows;
   }
 }
 
@@ -104,6 +141,25 @@ ENTMASK_INLINE void for_each_block(const Item& item, F&& f) {
 template <class E>
 ENTMASK_INLINE void spread_bits(const bool* patches, int64_t count, int64_t patch, E* pattern) {
   for (int64_t j = 0; j < count; ++j) __builtin_memset(pattern + j * patch, -int(patches[j]), kRunBytes);
+}
+
+// The same of patches of one element. A bool's byte is 0 or 1; -1 has all bits, in any width.
+template <class E>
+ENTMASK_INLINE void spread_pixels(const bool* patches, int64_t n, E* pattern) {
+  constexpr int64_t lanes = kVectorBytes / sizeof(E);
+  typedef signed char Flags __attribute__((vector_size(lanes)));
+  typedef E Bits __attribute__((vector_size(kVectorBytes)));
+  if (n < lanes) {
+    for (int64_t i = 0; i < n; ++i) pattern[i] = E(-E(patches[i]));
+    return;
+  }
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int64_t k = i + lanes > n ? n - lanes : i;
+    Flags flags;
+    __builtin_memcpy(&flags, patches + k, sizeof flags);
+    const Bits bits = __builtin_convertvector(-flags, Bits);
+    __builtin_memcpy(pattern + k, &bits, sizeof bits);
+  }
 }
 
 // Calls f(row, z, y, x, rows) for the rows of a strip, `unit` elements per pixel (channels_last: all channels), in
@@ -117,15 +173,16 @@ ENTMASK_INLINE void for_each_piece(const Grid& g, const Item& item, const bool* 
     return;
   }
   alignas(kVectorBytes) E pattern[kChunk + kRunBytes / sizeof(E)];
-  const int64_t chunk = kChunk / patch * patch;
-  for (int64_t x = 0; x < width; x += chunk) {
-    const int64_t n = width - x < chunk ? width - x : chunk, count = ceil_div(n, patch);
+  const int64_t at_once = width <= kChunk ? g.count[2] : kChunk / patch;
+  for (int64_t j = 0; j < g.count[2]; j += at_once) {
+    const int64_t count = g.count[2] - j < at_once ? g.count[2] - j : at_once, x = j * patch;
+    const int64_t n = width - x < count * patch ? width - x : count * patch;
     if (patch == 1) {
-      for (int64_t i = 0; i < n; ++i) pattern[i] = E(-E(patches[x + i]));
+      spread_pixels(patches + x, n, pattern);
     } else {
-      spread_bits(patches + x / patch, count, patch, pattern);
+      spread_bits(patches + j, count, patch, pattern);
     }
-    const Row<E> row{patches + x / patch, count, patch, n, pattern};
+    const Row<E> row{patches + j, count, patch, n, pattern};
     for_each_block(item, [&](int64_t z, int64_t y, int64_t rows) { f(row, z, y, x, rows); });
   }
 }
@@ -169,8 +226,8 @@ void choose(const WhereParams& p, int64_t begin, int64_t end) {
   const Image<E> inside = image(p.inside, p.inside_stride), outside = image(p.outside, p.outside_stride);
   const int64_t step = interleaved ? 1 : os.w;
 
-  for (int64_t index = begin; index < end; ++index) {
-    const Item item(g, splits, index);
+  Item item(g, splits, begin);
+  for (int64_t index = begin; index < end; ++index, item.next()) {
     const bool* const patches = p.patches + item.n * p.patches_stride + (item.strip * g.count[2] - item.n * per_image);
     for (int64_t c = 0; c < planes; ++c)
       for_each_piece<E>(g, item, patches, unit, [&](const Row<E>& row, int64_t z, int64_t y, int64_t x, int64_t rows) {
