@@ -139,7 +139,8 @@ struct SelectParams {
 };
 
 // out = inside where the pixel's patch is True, outside elsewhere; and the mask of these pixels. Elements are moved as
-// bits of their size: no dtype is known here. The pixels of the side that is not taken are not read.
+// bits of their size: no dtype is known here. The pixels of the side that is not taken do not reach the result; the CPU
+// may read them.
 struct WhereParams {
   const void* inside;   // [N, C, D, H, W], strides below; nullptr: number
   const void* outside;  // the same; nullptr: number

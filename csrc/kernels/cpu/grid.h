@@ -37,7 +37,7 @@ ENTMASK_INLINE int64_t strip_items(const Grid& g, int64_t batch) {
   return batch * g.count[0] * g.count[1] * strip_splits(g);
 }
 
-// Rows [first, last) of a strip; row r is at depth z(r), height y(r).
+// Rows [first, last) of a strip; row r is at depth z(r), height y(r). There must be such an item: no axis is empty.
 struct Item {
   const Grid& g;
   int64_t splits, split, strip, n, gz, gy;

@@ -9,7 +9,8 @@
 namespace entmask::cpu::ENTMASK_ISA {
 namespace {
 
-constexpr int64_t kRunBytes = 64;  // a patch at least this wide is copied; of a narrower one both sides are read anyway
+// A patch whose row has at least as many bytes is copied; a narrower one shares cache lines, and both sides are read.
+constexpr int64_t kRunBytes = 64;
 
 // What rows are filled from: elements `step` apart, rows `pitch` apart, or, where `row` is nullptr, one value.
 template <class E>
@@ -136,8 +137,8 @@ ENTMASK_INLINE void for_each_block(const Item& item, F&& f) {
   }
 }
 
-// The bits of `count` patches of `patch` elements, each narrower than kRunBytes, to pattern, which has room for as many
-// more: a store of fixed size per patch, whose excess the next one overwrites.
+// The bits of `count` patches of `patch` elements, each narrower than kRunBytes, to pattern, which has room for
+// kRunBytes more: a store of fixed size per patch, whose excess the next one overwrites.
 template <class E>
 ENTMASK_INLINE void spread_bits(const bool* patches, int64_t count, int64_t patch, E* pattern) {
   for (int64_t j = 0; j < count; ++j) __builtin_memset(pattern + j * patch, -int(patches[j]), kRunBytes);
