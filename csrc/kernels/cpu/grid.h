@@ -51,7 +51,7 @@ struct Item {
     n = strip / g.count[1] / g.count[0];
     find_rows();
   }
-  // Becomes the item behind this one. Where pixels are only moved, the divisions above take as long as the copies.
+  // Becomes the item behind this one, without the divisions above: where pixels are only moved, they are felt.
   ENTMASK_INLINE void next() {
     if (++split == splits) {
       split = 0;
